@@ -1,0 +1,124 @@
+"""Every error the package raises.
+
+One root, :class:`PartitionError`. The docstring of a class is its message: it says what happened and
+what to do next. The values it was filled with stay on the exception as attributes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+
+class PartitionError(Exception):
+    """Something about a partitioned table needs your attention."""
+
+    def __init__(self, **data: object) -> None:
+        self.data: Mapping[str, object] = data
+        self.__dict__.update(data)
+        # Under ``python -OO`` there are no docstrings; the class name and the data still tell the story.
+        template = inspect.cleandoc(type(self).__doc__ or "") if type(self).__doc__ else ""
+        message = " ".join(template.format_map(data).split()) if template else f"{type(self).__name__}: {data}"
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), dict(self.data))
+
+
+def _rebuild(cls: type[PartitionError], data: dict[str, object]) -> PartitionError:
+    return cls(**data)
+
+
+class PolicyError(PartitionError, ValueError):
+    """Partition policy, field {field!r}: {problem}. {remedy}"""
+
+    field: str
+    problem: str
+    remedy: str
+
+
+class WindowRangeError(PartitionError, ValueError):
+    """No partition window can hold {value}: {problem}. Use a fixed-offset zone such as "UTC" for
+    dates that far away, or correct the value."""
+
+    value: object
+    problem: str
+
+
+class ConfigurationError(PartitionError):
+    """The table partition_config {problem}. {remedy}"""
+
+    problem: str
+    remedy: str
+
+
+class NotManagedError(PartitionError, LookupError):
+    """Table {table} has no row in partition_config, so there is no policy to act on. Declare it in a
+    migration with op.create_partitioned_table(), or correct the name."""
+
+    table: str
+
+
+class KeyOutsideLimits(PartitionError, ValueError):
+    """Refused to make a partition of {table} for key {value}: it is {problem} (policy field {field!r},
+    now {limit}). Nothing was sent. Correct the row, raise the field with op.alter_partition_policy() or
+    UPDATE partition_config, or make the windows on purpose with op.create_partitions()."""
+
+    table: str
+    value: object
+    problem: str
+    field: str
+    limit: object
+
+
+class PartitionPending(PartitionError):
+    """Partition {window} of {table} could not be made inside this transaction: {reason}. Roll the
+    transaction back and run it again; {progress}."""
+
+    table: str
+    window: str
+    reason: str
+    progress: str
+
+
+class StepFailed(PartitionError):
+    """Making partition {partition} of {table} failed: {reason}. Nothing of it was left behind; the next
+    run tries again."""
+
+    table: str
+    partition: str
+    reason: str
+
+
+class LockNotAvailable(PartitionError):
+    """{table}: {reason}. Nothing was changed; the next run tries again."""
+
+    table: str
+    reason: str
+
+
+class UpgradeLockTimeout(PartitionError):
+    """Another process has held the migration lock of database {database} for more than {seconds:g} s
+    ({holder}). Nothing was migrated here. Wait for it, or raise --lock-timeout
+    (ALEMBIC_PARTITIONS_LOCK_TIMEOUT)."""
+
+    database: str
+    seconds: float
+    holder: str
+
+
+class UpgradeLockLost(PartitionError):
+    """The session that held the migration lock of database {database} ended before the migration was
+    committed, so another process may have started the same one. This migration was rolled back: run the
+    command again."""
+
+    database: str
+
+
+class CoverageMissing(PartitionError):
+    """The migration is done, but inserts would fail now: no partition for the current window of
+    {tables}. {reason}. Run "alembic-partitions ensure" once the cause is gone."""
+
+    tables: str
+    reason: str

@@ -1,0 +1,39 @@
+"""Names of partitions: readable, at most 63 bytes, and never two alike."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container
+
+# PostgreSQL cuts identifiers at NAMEDATALEN - 1 *bytes*, silently (manual, section 4.1.1).
+MAX_IDENTIFIER_BYTES = 63
+
+
+def fits(identifier: str) -> bool:
+    """Tell whether PostgreSQL keeps ``identifier`` whole."""
+    return len(identifier.encode()) <= MAX_IDENTIFIER_BYTES
+
+
+def partition_name(table: str, suffix: str, taken: Container[str] = ()) -> str:
+    """Name the partition of ``table`` for the window called ``suffix``.
+
+    ``{table}_{suffix}`` where that fits. Else the table's name is cut on a character boundary and a hash of
+    the *whole* name takes the place of what was cut, so two long names with a common beginning differ.
+    A name in ``taken`` (a detached partition left in place, a table of somebody else's) is stepped over:
+    ``_2``, ``_3``... is appended.
+    """
+    name = _cut(table, f"_{suffix}")
+    turn = 2
+    while name in taken:
+        name = _cut(table, f"_{suffix}_{turn}")
+        turn += 1
+    return name
+
+
+def _cut(table: str, ending: str) -> str:
+    if fits(table + ending):
+        return table + ending
+    digest = hashlib.blake2s(table.encode(), digest_size=4).hexdigest()
+    ending = f"_{digest}{ending}"
+    room = MAX_IDENTIFIER_BYTES - len(ending.encode())
+    return table.encode()[:room].decode(errors="ignore") + ending

@@ -1,0 +1,44 @@
+"""Second connections: opened the way the application opens its own, and closed after use.
+
+Neither the hooks nor the upgrade lock may borrow from the application's pool (a pool of one would wait for
+itself), yet both must reach the same database with the same credentials, ``connect_args``, ``creator`` and
+listeners. One code path serves sync and async engines: with an async driver every call here runs inside
+SQLAlchemy's greenlet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
+
+
+def side_engine(engine: Engine, url: str | URL | None = None) -> Engine:
+    """Return an engine without a pool, on the same driver.
+
+    Without ``url`` it connects exactly as ``engine`` does, its pool's listeners included. With ``url`` it
+    connects there (as a role of its own), through the driver of ``engine`` whatever driver the URL names:
+    a synchronous driver inside an event loop would stall the loop.
+    """
+    if url is None:
+        # The creator holds connect_args, a user's creator= and do_connect listeners alike; the dispatch
+        # holds "connect" and "checkout" listeners, which may SET ROLE.
+        pool = NullPool(engine.pool._creator, dialect=engine.dialect, _dispatch=engine.pool.dispatch)
+        return Engine(pool, engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
+    target = make_url(url).set(drivername=f"postgresql+{engine.dialect.driver}")
+    if not engine.dialect.is_async:
+        return create_engine(target, poolclass=NullPool)
+    from sqlalchemy.ext.asyncio import create_async_engine  # not everybody has greenlet installed
+
+    return create_async_engine(target, poolclass=NullPool).sync_engine
+
+
+def pause(connection: Connection, seconds: float) -> None:
+    """Sleep without stalling the event loop that an async driver's connection runs in."""
+    if connection.dialect.is_async:
+        await_only(asyncio.sleep(seconds))
+    else:
+        time.sleep(seconds)
