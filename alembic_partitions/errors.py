@@ -122,3 +122,11 @@ class CoverageMissing(PartitionError):
 
     tables: str
     reason: str
+
+
+class SettingError(PartitionError, ValueError):
+    """Setting {name} is {value!r}, which is not {expected}. Correct it."""
+
+    name: str
+    value: str
+    expected: str

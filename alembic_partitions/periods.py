@@ -128,6 +128,26 @@ class Grid:
             return wall_clock(instant, zone(self.column_timezone))
         return instant.astimezone(pytz.utc)
 
+    def key_of(self, moment: KeyValue | str) -> KeyValue:
+        """Return the key value that a person means: a date is the begin of that local day, a naive time is
+        on the local clocks, an aware one is an instant; text is ISO 8601.
+
+        :raises ValueError: the text is none of these.
+        """
+        if isinstance(moment, str):
+            moment = date.fromisoformat(moment) if len(moment) <= len("2026-04-05") else _iso_time(moment)
+        if not isinstance(moment, datetime):
+            if self.key_type == "date":
+                return moment
+            moment = datetime.combine(moment, self.day_start)
+        if moment.tzinfo is not None:
+            return self.key_at(moment)
+        if self.key_type == "date":
+            return (moment - _since_midnight(self.day_start)).date()
+        if self.key_type == "timestamp" and self.timezone == self.column_timezone:
+            return moment
+        return self.key_at(first_instant(moment, self.timezone))
+
     # -- days and longer: window number n begins on _first_day(n) --------------------------------------
 
     def _span_at(self, value: KeyValue) -> Window:
@@ -177,7 +197,7 @@ class Grid:
         number = self._locate(value)
         marks = _hour_marks(self, self._edge_instant(number), self._edge_instant(number + 1))
         edges = [*map(self.key_at, marks)]
-        index = bisect_right(edges, value) - 1  # type: ignore[type-var]  # all of the key's own type
+        index = bisect_right(edges, value) - 1
         return Window(edges[index], edges[index + 1], self._hour_suffix(marks[index]))
 
     def _hour_suffix(self, instant: datetime) -> str:
@@ -276,6 +296,10 @@ def exact_suffix(value: KeyValue) -> str:
         return f"{value:%Y_%m_%d}"
     fraction = f"_{value:%f}" if value.microsecond else ""
     return f"{value:%Y_%m_%d_%H%M%S}{fraction}{'z' if value.tzinfo else ''}"
+
+
+def _iso_time(text: str) -> datetime:
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know "Z"
 
 
 def _since_midnight(clock: time) -> timedelta:

@@ -212,8 +212,9 @@ class PartitionPolicy(SchemaItem):
                 remedy="Declare it with nullable=False.",
             )
         for constraint in table.constraints:
-            unique = isinstance(constraint, (PrimaryKeyConstraint, UniqueConstraint)) and constraint.columns
-            if unique and column not in set(constraint.columns):
+            if not isinstance(constraint, (PrimaryKeyConstraint, UniqueConstraint)):
+                continue
+            if constraint.columns and column not in set(constraint.columns):
                 kind = "primary key" if isinstance(constraint, PrimaryKeyConstraint) else "unique constraint"
                 raise PolicyError(
                     field="key",

@@ -1,0 +1,354 @@
+"""Every read of pg_catalog and of our two tables. Each text pastes into psql.
+
+The session's TimeZone and DateStyle decide how PostgreSQL prints a bound (``pg_get_expr``), so bounds are
+read under UTC and ISO: :func:`read_clock` sets both for the transaction at hand, and tells what they were.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import pytz
+from sqlalchemy import Connection, and_, bindparam, column, func, select, table, text, true
+from sqlalchemy.engine import Row
+
+from .errors import ConfigurationError, PolicyError
+from .periods import KeyType, KeyValue
+from .plan import CONFIG_MARK, ManagedTable, Partition, Refusal, Traits
+from .policy import PartitionPolicy
+
+CONFIG_TABLE = "partition_config"
+
+# Where our configuration lives: any table of that name, and whether it carries our mark.
+_FIND_CONFIG = text("""
+SELECT n.nspname AS schema, obj_description(c.oid, 'pg_class') AS mark
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = 'partition_config' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+ORDER BY n.nspname
+""")
+
+# Tables partitioned by something, with their first key column and what LIKE and ATTACH leave behind.
+# attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set. relam is 0 up to 16.
+_PARENTS = text("""
+SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
+       p.partstrat::text AS strategy, p.partnatts AS natts, a.attname AS key, a.atttypid::regtype::text AS type,
+       pg_get_userbyid(c.relowner) AS owner, c.relreplident::text AS replica_identity,
+       c.relrowsecurity AS row_security,
+       (SELECT m.amname FROM pg_am m WHERE m.oid = c.relam) AS access_method,
+       (SELECT json_agg(json_build_array(s.attname, s.attstattarget) ORDER BY s.attnum)::text
+        FROM pg_attribute s
+        WHERE s.attrelid = c.oid AND s.attnum > 0 AND s.attstattarget >= 0) AS statistics,
+       (SELECT json_agg(DISTINCT k.other::regclass::text)::text
+        FROM (SELECT confrelid AS other FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f'
+              UNION SELECT conrelid FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f') k
+        WHERE k.other <> c.oid) AS key_tables
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND p.partattrs[0] <> 0
+""").columns(
+    *map(column, "schema name oid kind strategy natts key type owner replica_identity row_security".split()),
+    *map(column, "access_method statistics key_tables".split()),
+)
+
+# The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
+_PARTITIONS = text("""
+SELECT i.inhparent AS parent, c.oid AS oid, n.nspname AS schema, c.relname AS name,
+       pg_get_expr(c.relpartbound, c.oid) AS bound, i.inhdetachpending AS detach_pending
+FROM pg_inherits i
+JOIN pg_class c ON c.oid = i.inhrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.inhparent = ANY (CAST(:parents AS oid[]))
+""")
+
+# Which of some names are in use in a schema, by a relation or by a type (a table makes one of its name).
+_NAMES_IN_USE = text("""
+SELECT c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relname = ANY (CAST(:names AS text[]))
+UNION
+SELECT t.typname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE n.nspname = :schema AND t.typname = ANY (CAST(:names AS text[]))
+""")
+
+# What stands under two names right now: the partition about to be made, and its parent.
+_STANDING = text("""
+SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+               WHERE n.nspname = :schema AND c.relname = :child) AS child,
+       (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = :schema AND c.relname = :parent) AS parent
+""")
+
+# Who holds a lock that making a partition conflicts with (manual, section 13.3.1): on the parent SHARE
+# UPDATE EXCLUSIVE, on tables at either end of its foreign keys SHARE ROW EXCLUSIVE, on its DEFAULT partition
+# ACCESS EXCLUSIVE. pg_blocking_pids() knows only waits under way, and ours is over when we can ask.
+_BLOCKERS = text("""
+WITH needed AS (
+    SELECT CAST(:parent AS oid) AS relation,
+           ARRAY['ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+                 'AccessExclusiveLock'] AS conflicts
+    UNION ALL
+    SELECT k.other, ARRAY['RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+                          'ExclusiveLock', 'AccessExclusiveLock']
+    FROM (SELECT confrelid AS other FROM pg_constraint WHERE conrelid = CAST(:parent AS oid) AND contype = 'f'
+          UNION SELECT conrelid FROM pg_constraint WHERE confrelid = CAST(:parent AS oid) AND contype = 'f') k
+    UNION ALL
+    SELECT p.partdefid, ARRAY['AccessShareLock', 'RowShareLock', 'RowExclusiveLock', 'ShareUpdateExclusiveLock',
+                              'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock']
+    FROM pg_partitioned_table p WHERE p.partrelid = CAST(:parent AS oid) AND p.partdefid <> 0
+)
+SELECT l.pid AS pid, l.mode AS mode, l.relation::regclass::text AS relation, a.application_name AS application
+FROM pg_locks l
+JOIN needed ON needed.relation = l.relation AND l.mode = ANY (needed.conflicts)
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+ORDER BY a.xact_start, l.pid
+""")
+
+_BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
+_KEY_TYPES: Mapping[str, KeyType] = {
+    "timestamp with time zone": "timestamptz",
+    "timestamp without time zone": "timestamp",
+    "date": "date",
+}
+_SETTINGS = ("TimeZone", "DateStyle")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything managed, as one transaction saw it."""
+
+    config_schema: str
+    now: datetime
+    in_recovery: bool
+    user: str
+    tables: tuple[ManagedTable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A session that holds what ATTACH needs. ``pid`` is ``None`` for a prepared transaction."""
+
+    pid: int | None
+    mode: str
+    relation: str
+    application: str | None
+
+    def __str__(self) -> str:
+        who = "a prepared transaction" if self.pid is None else f"process {self.pid}"
+        name = f" ({self.application})" if self.application else ""
+        return f"{who}{name} holds {self.mode} on {self.relation}"
+
+
+def find_config(connection: Connection, schema: str | None = None) -> str | None:
+    """Return the schema of our partition_config, or ``None`` where there is none.
+
+    :raises ConfigurationError: there are two and ``schema`` names neither, or the one in ``schema`` is
+        somebody else's.
+    """
+    found = connection.execute(_FIND_CONFIG).all()
+    ours = [row.schema for row in found if row.mark == CONFIG_MARK]
+    if schema is not None:
+        if schema in ours:
+            return schema
+        if any(row.schema == schema for row in found):
+            raise ConfigurationError(
+                problem=f"in schema {schema!r} is not ours: it lacks our mark",
+                remedy="Keep ours in another schema: set ALEMBIC_PARTITIONS_SCHEMA, schema=, or"
+                " alembic_partitions_schema in alembic.ini.",
+            )
+        return None
+    if len(ours) > 1:
+        raise ConfigurationError(
+            problem="exists twice: in " + " and ".join(f"schema {name!r}" for name in ours),
+            remedy="Name the one you mean: ALEMBIC_PARTITIONS_SCHEMA, or schema=.",
+        )
+    return ours[0] if ours else None
+
+
+def read_snapshot(connection: Connection, config_schema: str, tables: Collection[str] | None = None) -> Snapshot:
+    """Read what is managed, in two statements; needs a transaction of its own (it sets TimeZone for it).
+
+    :param tables: only those of these names, plain or ``schema.name``.
+    """
+    fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
+    names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
+    config = table(CONFIG_TABLE, *map(column, names), schema=config_schema)
+    session = select(
+        func.now().label("now"),
+        func.pg_is_in_recovery().label("in_recovery"),
+        func.current_user().label("user"),
+        *(func.set_config(name, value, true()) for name, value in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True)),
+    ).subquery("session")
+    parents = _PARENTS.subquery("parents")
+    same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
+    rows = connection.execute(
+        select(session.c.now, session.c.in_recovery, session.c.user, config, parents)
+        .select_from(session.outerjoin(config, true()).outerjoin(parents, same))
+        .order_by(config.c.table_schema, config.c.table_name)
+    ).all()
+    found = [_managed(row, fields) for row in rows if row.table_name is not None]
+    if tables is not None:
+        found = [t for t in found if t.name in tables or str(t) in tables]
+    first = rows[0]
+    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(with_partitions(connection, found)))
+
+
+def with_partitions(connection: Connection, tables: Sequence[ManagedTable]) -> Iterator[ManagedTable]:
+    """Yield the tables with their partitions filled in; under the settings of :func:`utc_settings`."""
+    known = {t.oid: t for t in tables if t.oid is not None and t.problem is None}
+    children: dict[int, list[Partition]] = {oid: [] for oid in known}
+    if known:
+        for row in connection.execute(_PARTITIONS, {"parents": list(known)}):
+            children[row.parent].append(_partition(row, known[row.parent].key_type))
+    for item in tables:
+        parts = children.get(item.oid) if item.oid is not None else None
+        yield item if parts is None else dataclasses.replace(item, partitions=tuple(parts))
+
+
+def describe_table(connection: Connection, schema: str, name: str, policy: PartitionPolicy) -> ManagedTable:
+    """Read one table and its partitions as ``policy`` sees them, whether or not it is configured."""
+    parents = _PARENTS.subquery("parents")
+    row = connection.execute(
+        select(parents).where(parents.c.schema == schema, parents.c.name == name)
+    ).one_or_none()
+    found = _fit(row, policy) if row else ManagedTable(schema, name, policy, problem=(Refusal.NO_TABLE, name))
+    with utc_settings(connection):
+        return next(with_partitions(connection, [found]))
+
+
+@contextmanager
+def utc_settings(connection: Connection) -> Iterator[None]:
+    """Read bounds under UTC and ISO inside a transaction that is not ours, and put its settings back."""
+    before = connection.execute(select(*(func.current_setting(name) for name in _SETTINGS))).one()
+    # Outside a transaction a LOCAL setting would be gone with its own statement.
+    local = connection.get_isolation_level() != "AUTOCOMMIT"
+    connection.execute(select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True))))
+    yield
+    connection.execute(select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, before, strict=True))))
+
+
+def names_in_use(connection: Connection, schema: str, names: Collection[str]) -> set[str]:
+    """Return which of ``names`` are taken in ``schema``."""
+    rows = connection.execute(_NAMES_IN_USE, {"schema": schema, "names": list(names)})
+    return set(rows.scalars())
+
+
+def standing(connection: Connection, schema: str, child: str, parent: str) -> tuple[bool, int | None]:
+    """Tell whether a relation called ``child`` stands, and return the OID of ``parent``."""
+    row = connection.execute(_STANDING, {"schema": schema, "child": child, "parent": parent}).one()
+    return row.child, row.parent
+
+
+def partitions_of(connection: Connection, table: ManagedTable) -> tuple[Partition, ...]:
+    """Read the partitions of one table anew."""
+    with utc_settings(connection):
+        return next(with_partitions(connection, [table])).partitions
+
+
+def blockers(connection: Connection, parent_oid: int) -> list[Blocker]:
+    """Return who holds a lock that making a partition of that parent has to wait for."""
+    rows = connection.execute(_BLOCKERS, {"parent": parent_oid})
+    return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
+
+
+def resolve(connection: Connection, schema: str | None, name: str) -> int | None:
+    """Return the OID that a table name means on this connection, whose search_path may be a tenant's."""
+    quote = connection.dialect.identifier_preparer.quote
+    written = quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
+    oid = connection.scalar(select(func.to_regclass(written).op("::")(text("oid"))))
+    return None if oid is None else int(oid)
+
+
+# -- rows into values -----------------------------------------------------------------------------------
+
+
+def _managed(row: Row[Any], fields: Sequence[str]) -> ManagedTable:
+    mapping = row._mapping
+    values = {name: mapping["partition_key" if name == "key" else name] for name in fields}
+    if isinstance(values["storage_parameters"], str):  # asyncpg hands out jsonb as text without a type
+        values["storage_parameters"] = json.loads(values["storage_parameters"])
+    values["day_start"] = f"{values['day_start']:%H:%M}"
+    try:
+        policy = PartitionPolicy.from_dict(values)
+    except PolicyError as error:
+        return ManagedTable(row.table_schema, row.table_name, problem=(Refusal.UNFIT, str(error)))
+    if row.oid is None:
+        where = f"{row.table_schema}.{row.table_name}"
+        return ManagedTable(row.table_schema, row.table_name, policy, problem=(Refusal.NO_TABLE, where))
+    return _fit(row, policy)
+
+
+def _fit(row: Row[Any], policy: PartitionPolicy) -> ManagedTable:
+    """Hold a table against its policy: what cannot be worked on says why."""
+    found = ManagedTable(row.schema, row.name, policy, oid=row.oid)
+    if row.kind != "p":
+        why = "it is not a partitioned table"
+    elif row.strategy != "r":
+        why = f"it is partitioned by {'LIST' if row.strategy == 'l' else 'HASH'}, not by RANGE"
+    elif row.natts != 1 or row.key != policy.key:
+        by = "an expression" if row.key is None else f"column {row.key!r}" + (" and more" * (row.natts > 1))
+        why = f"it is partitioned by {by}, the policy by column {policy.key!r}"
+    elif row.type not in _KEY_TYPES:
+        why = f"its key {row.key!r} is of type {row.type}; use timestamptz, timestamp or date"
+    else:
+        try:
+            policy.grid(_KEY_TYPES[row.type])
+        except PolicyError as error:
+            why = str(error)
+        else:
+            return dataclasses.replace(found, key_type=_KEY_TYPES[row.type], traits=_traits(row))
+    return dataclasses.replace(found, problem=(Refusal.UNFIT, f"{row.schema}.{row.name}: {why}"))
+
+
+def _traits(row: Row[Any]) -> Traits:
+    return Traits(
+        owner=row.owner,
+        replica_identity=row.replica_identity,
+        row_security=row.row_security,
+        statistics=tuple((name, target) for name, target in json.loads(row.statistics or "[]")),
+        access_method=row.access_method,
+        key_tables=tuple(json.loads(row.key_tables or "[]")),
+    )
+
+
+def _partition(row: Row[Any], key_type: KeyType | None) -> Partition:
+    if row.bound == "DEFAULT":
+        return Partition(row.oid, row.schema, row.name, None, None, True, row.detach_pending)
+    match = _BOUND.fullmatch(row.bound)
+    assert match is not None and key_type is not None, row.bound  # RANGE over one column, or _fit() refused
+    lower = _value(match["lower"], key_type, upper=False)
+    upper = _value(match["upper"], key_type, upper=True)
+    return Partition(row.oid, row.schema, row.name, lower, upper, False, row.detach_pending)
+
+
+def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:
+    """Read a bound as PostgreSQL prints it under UTC and ISO. Beyond Python's years 1 to 9999 it is unbounded."""
+    digits = printed.strip("'")
+    early = printed == "MINVALUE" or digits == "-infinity" or digits.endswith(" BC")
+    late = printed == "MAXVALUE" or digits == "infinity" or digits.find("-", 1) > 4
+    if early or late:
+        if early != upper:
+            return None
+        end = datetime.min if early else datetime.max  # an empty stretch at that end of the calendar
+        zoned = end.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else end
+        return end.date() if key_type == "date" else zoned
+    if key_type == "date":
+        return date.fromisoformat(digits)
+    value = datetime.fromisoformat(_pad_fraction(digits.removesuffix("+00")))
+    return value.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else value
+
+
+def _pad_fraction(digits: str) -> str:
+    """Python 3.10 reads a fraction of three or six digits only; PostgreSQL prints as many as are needed."""
+    whole, dot, fraction = digits.partition(".")
+    return f"{whole}.{fraction:0<6}" if dot else whole
+
+

@@ -1,0 +1,159 @@
+"""A plan as the SQL that runs, and the running of it: one transaction a partition, never a long wait.
+
+What :func:`render` returns is what :func:`create_partition` sends, byte for byte.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from . import catalog, ddl
+from .errors import LockNotAvailable, StepFailed
+from .plan import Coverage, CreatePartition, Plan
+from .sessions import pause
+
+#: Longest wait for a lock that others queue behind (a table at the other end of a foreign key).
+LOCK_TIMEOUT_MS = 40
+#: Longest wait for another process that is making partitions of the same table; nobody queues behind it.
+TURN_TIMEOUT_MS = 2_000
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
+# A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
+_LOST_RACE = {"42P07", "42710", "23505", "42P17"}
+# The lock was not had in time, or a deadlock was broken: nothing is wrong, try again.
+_TRY_AGAIN = {"55P03", "40P01"}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement as it is sent, with the locks it takes that others could notice."""
+
+    sql: str
+    locks: str = ""
+
+
+def render(step: CreatePartition, user: str | None = None) -> tuple[Statement, ...]:
+    """Return the statements that make one partition, between BEGIN and COMMIT."""
+    assert step.table.oid is not None
+    opening: list[ddl.Element] = [
+        ddl.SetLockTimeout(TURN_TIMEOUT_MS),
+        ddl.LockParent(step.table.oid),
+        ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
+    ]
+    elements = [*opening, *ddl.partition_elements(step, user)]
+    return tuple(
+        Statement(element.sql(), _locks(step) if isinstance(element, ddl.Attach) else "") for element in elements
+    )
+
+
+def script(plan: Plan, user: str | None = None) -> str:
+    """Return a plan as a script that psql runs, saying why each partition is made and whom it locks."""
+    lines = [f"-- {finding}" for finding in plan.findings]
+    for step in plan.steps:
+        lines += [f"-- {step.table.schema}.{step.name}: {step.reason.value}", "BEGIN;"]
+        for statement in render(step, user):
+            if statement.locks:
+                lines.append(f"-- locks: {statement.locks}")
+            lines.append(f"{statement.sql};")
+        lines.append("COMMIT;")
+    return "\n".join(lines) + ("\n" if lines else "")
+
+
+def create_partition(
+    connection: Connection,
+    step: CreatePartition,
+    *,
+    user: str | None = None,
+    give_up_at: float | None = None,
+    caller_pid: int | None = None,
+) -> bool:
+    """Make one partition; return whether it was us, not a competitor, who made it.
+
+    :param connection: not in a transaction; each try is one, committed.
+    :param give_up_at: ``time.monotonic()`` after which there is no further try (default: 10 s from now).
+    :param caller_pid: the backend that waits for us. When *it* holds what ATTACH needs, waiting is futile.
+    :raises LockNotAvailable: the locks were not to be had; the error names who holds them.
+    :raises StepFailed: PostgreSQL refused, or something else stands where the partition should.
+    """
+    deadline = time.monotonic() + 10 if give_up_at is None else give_up_at
+    wait = _FIRST_PAUSE
+    while True:
+        try:
+            return _attempt(connection, step, user)
+        except DBAPIError as error:
+            code = sqlstate(error)
+            if code in _LOST_RACE:
+                return _verified(connection, step, error)
+            if code not in _TRY_AGAIN:
+                raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+        with connection.begin():
+            holders = catalog.blockers(connection, step.table.oid or 0)
+        hopeless = caller_pid is not None and any(holder.pid == caller_pid for holder in holders)
+        if hopeless or time.monotonic() + wait > deadline:
+            told = "; ".join(map(str, holders)) or "another process is making partitions of it"
+            raise LockNotAvailable(table=str(step.table), reason=told)
+        pause(connection, random.uniform(wait / 2, wait))
+        wait = min(wait * 2, _LONGEST_PAUSE)
+
+
+def _attempt(connection: Connection, step: CreatePartition, user: str | None) -> bool:
+    statements = render(step, user)
+    with connection.begin():
+        for statement in statements[:3]:
+            _send(connection, statement)
+        # Ours is the turn now: a competitor may just have finished the same partition.
+        stands, parent = catalog.standing(connection, step.table.schema, step.name, step.table.name)
+        if parent != step.table.oid:
+            raise StepFailed(
+                table=str(step.table), partition=step.name, reason="the table was dropped or replaced meanwhile"
+            )
+        if stands and _covered(connection, step):
+            return False
+        for statement in statements[3:]:
+            _send(connection, statement)
+    return True
+
+
+def _send(connection: Connection, statement: Statement) -> None:
+    # Without parameters the driver leaves "%" alone, so what was printed is what is sent.
+    connection.exec_driver_sql(statement.sql, execution_options={"no_parameters": True})
+
+
+def _covered(connection: Connection, step: CreatePartition) -> bool:
+    return Coverage.of(catalog.partitions_of(connection, step.table)).spans(step.lower, step.upper)
+
+
+def _verified(connection: Connection, step: CreatePartition, error: DBAPIError) -> bool:
+    """A lost race is success when the catalog shows the window covered."""
+    with connection.begin():
+        if _covered(connection, step):
+            return False
+    raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+
+
+def _locks(step: CreatePartition) -> str:
+    locks = [f"SHARE UPDATE EXCLUSIVE on {step.table}"]
+    locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in step.table.traits.key_tables]
+    locks += [f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in step.table.partitions if p.is_default]
+    return "; ".join(locks)
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """Return the SQLSTATE of a database error, whichever driver raised it."""
+    for name in ("sqlstate", "pgcode"):
+        code = getattr(error.orig, name, None)
+        if code:
+            return str(code)
+    return None
+
+
+def reason(error: DBAPIError) -> str:
+    """Return PostgreSQL's own first line of a database error: no statement, no parameters."""
+    lines: Iterable[str] = str(error.orig).strip().splitlines()
+    return next(iter(lines), type(error.orig).__name__)

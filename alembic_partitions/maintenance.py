@@ -1,0 +1,230 @@
+"""Keep tables at their horizon: read, plan, apply, and say how it went, table by table."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Container
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from . import catalog, ddl, executor
+from .errors import ConfigurationError, NotManagedError, PartitionError
+from .plan import CreatePartition, ManagedTable, Plan, plan_horizon
+
+logger = logging.getLogger("alembic_partitions")
+
+NOW_VARIABLE = "ALEMBIC_PARTITIONS_NOW"
+SCHEMA_VARIABLE = "ALEMBIC_PARTITIONS_SCHEMA"
+
+
+@dataclass(frozen=True, slots=True)
+class TablePlan:
+    """What one table lacks, and the SQL that would make it."""
+
+    table: str
+    plan: Plan
+    user: str | None = None
+
+    def sql(self) -> str:
+        """Return the script: byte for byte what :func:`ensure` would send."""
+        return executor.script(self.plan, self.user)
+
+
+@dataclass(frozen=True, slots=True)
+class TableResult:
+    """How a run went for one table."""
+
+    table: str
+    created: tuple[str, ...] = ()
+    #: A row written now would find no partition.
+    current_missing: bool = False
+    #: Some window that should stand ready does not.
+    horizon_short: bool = False
+    error: str | None = None
+    findings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a run went: one result a table; ``in_recovery`` on a standby, which nothing can be made on."""
+
+    results: tuple[TableResult, ...] = ()
+    in_recovery: bool = False
+
+    @property
+    def created(self) -> int:
+        """How many partitions the run made."""
+        return sum(len(result.created) for result in self.results)
+
+
+@dataclass(slots=True)
+class _Work:
+    """One table on its way through a run."""
+
+    plan: Plan
+    created: list[str] = field(default_factory=list)
+    missing: list[CreatePartition] = field(default_factory=list)
+    error: str | None = None
+
+
+def clock(database_now: datetime) -> datetime:
+    """Return the instant to work at: the database's, or the one an operator rehearses."""
+    rehearsed = os.environ.get(NOW_VARIABLE)
+    return database_now if not rehearsed else parse_instant(rehearsed)
+
+
+def parse_instant(text: str) -> datetime:
+    """Read ``ALEMBIC_PARTITIONS_NOW``: an ISO 8601 instant with its offset.
+
+    :raises ConfigurationError: it is none.
+    """
+    try:
+        instant = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        instant = None
+    if instant is None or instant.tzinfo is None:
+        raise ConfigurationError(
+            problem=f"cannot be read at {NOW_VARIABLE}={text!r}",
+            remedy="Give an ISO 8601 instant with its offset, such as 2026-04-05T13:37:11+12:00.",
+        )
+    return instant.astimezone(timezone.utc)
+
+
+def config_schema(connection: Connection, schema: str | None) -> str | None:
+    """Return where partition_config lives: as told, as the environment says, or by our mark."""
+    return catalog.find_config(connection, schema or os.environ.get(SCHEMA_VARIABLE) or None)
+
+
+def plan(
+    connection: Connection, *, schema: str | None = None, tables: Collection[str] | None = None
+) -> tuple[TablePlan, ...]:
+    """Return what :func:`ensure` would do now, table by table; a healthy table has an empty plan.
+
+    :param schema: where partition_config lives; ``None`` finds it by our mark.
+    :param tables: only these, ``name`` or ``schema.name``.
+    :raises NotManagedError: one of ``tables`` is not managed.
+    """
+    snapshot = _snapshot(connection, schema, tables)
+    if snapshot is None:
+        return ()
+    now = clock(snapshot.now)
+    with connection.begin():
+        plans = [_plan(connection, table, now) for table in snapshot.tables]
+    return tuple(TablePlan(str(p.table), p, snapshot.user) for p in plans)
+
+
+def ensure(
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    tables: Collection[str] | None = None,
+    give_up_at: float | None = None,
+) -> Report:
+    """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
+
+    :param connection: not in a transaction, not the application's own.
+    :param schema: where partition_config lives; ``None`` finds it by our mark.
+    :param tables: only these, ``name`` or ``schema.name``.
+    :param give_up_at: ``time.monotonic()`` after which no further partition is begun.
+    :raises NotManagedError: one of ``tables`` is not managed.
+    """
+    snapshot = _snapshot(connection, schema, tables)
+    if snapshot is None:
+        return Report()
+    if snapshot.in_recovery:
+        return Report(in_recovery=True)
+    now = clock(snapshot.now)
+    with connection.begin():
+        works = [_Work(_plan(connection, table, now)) for table in snapshot.tables]
+    # Every table's current and next window before any table's far horizon: time may run out.
+    for near in (True, False):
+        for work in works:
+            for step in work.plan.steps:
+                if (step.distance <= 1) is near:
+                    _make(connection, step, work, snapshot.user, give_up_at)
+    report = Report(tuple(_result(work) for work in works))
+    if report.created or any(work.error for work in works):
+        _record(connection, snapshot, "ensure", report)
+    return report
+
+
+def with_free_names(connection: Connection, make: Callable[[Container[str]], Plan]) -> Plan:
+    """Plan with names that are free: a detached partition left in place is not in the way."""
+    taken: set[str] = set()
+    while True:
+        planned = make(taken)
+        names = [step.name for step in planned.steps]
+        found = catalog.names_in_use(connection, planned.table.schema, names) - taken if names else None
+        if not found:
+            return planned
+        taken |= found
+
+
+def _snapshot(
+    connection: Connection, schema: str | None, tables: Collection[str] | None
+) -> catalog.Snapshot | None:
+    with connection.begin():
+        found = config_schema(connection, schema)
+        if found is None:
+            return None
+        snapshot = catalog.read_snapshot(connection, found, tables)
+    known = {name for table in snapshot.tables for name in (table.name, str(table))}
+    for name in tables or ():
+        if name not in known:
+            raise NotManagedError(table=name)
+    return snapshot
+
+
+def _plan(connection: Connection, table: ManagedTable, now: datetime) -> Plan:
+    return with_free_names(connection, lambda taken: plan_horizon(table, now, taken))
+
+
+def _make(
+    connection: Connection, step: CreatePartition, work: _Work, user: str, give_up_at: float | None
+) -> None:
+    if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
+        work.missing.append(step)
+        return
+    try:
+        if executor.create_partition(connection, step, user=user, give_up_at=give_up_at):
+            work.created.append(step.name)
+    except (PartitionError, DBAPIError) as error:
+        work.missing.append(step)
+        work.error = str(error) if isinstance(error, PartitionError) else executor.reason(error)
+        logger.warning("partitions of %s: %s", step.table, work.error)
+
+
+def _result(work: _Work) -> TableResult:
+    left = dataclasses.replace(work.plan, steps=tuple(work.missing))
+    return TableResult(
+        table=str(work.plan.table),
+        created=tuple(work.created),
+        current_missing=left.current_missing,
+        horizon_short=bool(work.missing),
+        error=work.error,
+        findings=tuple(map(str, work.plan.findings)),
+    )
+
+
+def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report) -> None:
+    """Write the run down. A DDL role that may not is no reason to fail: the partitions stand."""
+    errors = [f"{result.table}: {result.error}" for result in report.results if result.error]
+    try:
+        with connection.begin():
+            connection.execute(
+                ddl.runs_table(snapshot.config_schema).insert(),
+                {
+                    "started_at": snapshot.now,
+                    "action": action,
+                    "created": report.created,
+                    "error": "\n".join(errors) or None,
+                },
+            )
+    except DBAPIError as error:
+        logger.warning("the run could not be written to partition_runs: %s", executor.reason(error))

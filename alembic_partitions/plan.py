@@ -1,0 +1,391 @@
+"""What is there + policy + now -> what to do. Pure: plain values in, plain values out.
+
+This module owns the value types that the floors above read and write. Times are values of the partition
+key (:data:`~alembic_partitions.periods.KeyValue`); ``None`` as a bound is MINVALUE or MAXVALUE.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from .errors import KeyOutsideLimits, NotManagedError, PolicyError, WindowRangeError
+from .naming import partition_name
+from .periods import Grid, KeyType, KeyValue, Period, Window, exact_suffix
+from .policy import PartitionPolicy
+
+
+#: The comments that make our two tables ours; the number is the layout's version.
+CONFIG_MARK = "alembic_partitions: configuration, layout 1"
+RUNS_MARK = "alembic_partitions: runs, layout 1"
+#: Begins the comment of every partition that we make; who made it follows.
+PARTITION_MARK = "alembic_partitions: made by "
+
+
+class Reason(Enum):
+    """Why a partition is made."""
+
+    CURRENT = "the current window"
+    AHEAD = "premake: windows that stand ready after now"
+    BEHIND = "lookback: windows that stand ready before now"
+    ROW = "a row needs it"
+    REQUESTED = "asked for by create_partitions"
+
+
+class Refusal(Enum):
+    """Why something was left undone, or what a person should look at."""
+
+    DISABLED = "the policy is disabled"
+    NO_TABLE = "the table does not exist"
+    UNFIT = "the table does not fit its policy"
+    MISALIGNED = "an existing partition is not on the policy's grid; filled around it"
+    DETACH_PENDING = "a partition is stuck half-way through DETACH CONCURRENTLY; inserts into it fail"
+    DEFAULT = "a DEFAULT partition exists, so each ATTACH waits for its readers and writers"
+    OUT_OF_RANGE = "the calendar of windows ends here"
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition as the catalog has it."""
+
+    oid: int
+    schema: str
+    name: str
+    lower: KeyValue | None
+    upper: KeyValue | None
+    is_default: bool = False
+    detach_pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What a new partition must be given because LIKE and ATTACH leave it behind; and whom ATTACH locks."""
+
+    owner: str | None = None
+    replica_identity: str = "d"
+    row_security: bool = False
+    statistics: tuple[tuple[str, int], ...] = ()
+    access_method: str | None = None
+    key_tables: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedTable:
+    """A row of partition_config with what the catalog says of its table.
+
+    ``problem`` tells why the table cannot be worked on; ``oid``, ``policy`` and ``key_type`` are there
+    when it is ``None``.
+    """
+
+    schema: str
+    name: str
+    policy: PartitionPolicy | None = None
+    oid: int | None = None
+    key_type: KeyType | None = None
+    traits: Traits = Traits()
+    partitions: tuple[Partition, ...] = ()
+    problem: tuple[Refusal, str] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def grid(self) -> Grid:
+        """The windows of the table."""
+        if self.policy is None or self.key_type is None:
+            raise NotManagedError(table=str(self))
+        return self.policy.grid(self.key_type)
+
+    @property
+    def has_default(self) -> bool:
+        """Whether a DEFAULT partition takes the rows that no other does."""
+        return any(p.is_default for p in self.partitions)
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePartition:
+    """One partition to make, in a transaction of its own."""
+
+    table: ManagedTable
+    name: str
+    lower: KeyValue
+    upper: KeyValue
+    reason: Reason
+    #: How many windows away from the current one; the nearest are made first.
+    distance: int = 0
+    #: What the partition's comment says beside our mark: who made it.
+    made_by: str = "ensure"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something left undone, and why."""
+
+    refusal: Refusal
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.detail}: {self.refusal.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The steps that bring one table to where its policy wants it. Empty means healthy."""
+
+    table: ManagedTable
+    steps: tuple[CreatePartition, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def current_missing(self) -> bool:
+        """Whether a row written now would find no partition."""
+        if any(f.refusal in (Refusal.NO_TABLE, Refusal.UNFIT, Refusal.OUT_OF_RANGE) for f in self.findings):
+            return True
+        return not self.table.has_default and any(s.reason is Reason.CURRENT for s in self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """The key values that have a partition, as merged, ordered runs; answers in O(log n)."""
+
+    begins: tuple[KeyValue | None, ...] = ()
+    ends: tuple[KeyValue | None, ...] = ()
+
+    @classmethod
+    def of(cls, partitions: Iterable[Partition]) -> Coverage:
+        """Merge partitions that touch; DEFAULT ones and half-detached ones cover nothing."""
+        begins: list[KeyValue | None] = []
+        ends: list[KeyValue | None] = []
+        for part in _in_order(partitions):
+            if part.is_default or part.detach_pending:
+                continue
+            if ends and ends[-1] == part.lower:
+                ends[-1] = part.upper
+            else:
+                begins.append(part.lower)
+                ends.append(part.upper)
+        return cls(tuple(begins), tuple(ends))
+
+    def covers(self, low: KeyValue, high: KeyValue) -> bool:
+        """Tell whether every value from ``low`` to ``high``, both included, has a partition."""
+        found, end = self._run_at(low)
+        return found and (end is None or high < end)
+
+    def spans(self, lower: KeyValue, upper: KeyValue) -> bool:
+        """Tell whether every value from ``lower`` up to, not including, ``upper`` has a partition."""
+        found, end = self._run_at(lower)
+        return found and (end is None or upper <= end)
+
+    def _run_at(self, value: KeyValue) -> tuple[bool, KeyValue | None]:
+        finite = 1 if self.begins and self.begins[0] is None else 0
+        index = bisect_right(self.begins, value, lo=finite) - 1  # type: ignore[type-var]  # None is first
+        if index < 0:
+            return False, None
+        end = self.ends[index]
+        return end is None or value < end, end
+
+
+def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ()) -> Plan:
+    """Plan the windows that must stand ready: the current one, ``premake`` after and ``lookback`` before.
+
+    :param now: the instant, aware.
+    :param taken: names in the table's schema that a new partition must not use.
+    """
+    refused = _refused(table)
+    if refused is not None or table.policy is None:
+        return Plan(table, findings=(refused,) if refused else ())
+    policy, grid = table.policy, table.grid
+    findings: list[Finding] = []
+    try:
+        current = grid.at(grid.key_at(now))
+        wanted = [(current, Reason.CURRENT, 0)]
+        window = current
+        for distance in range(1, policy.premake + 1):
+            window = grid.after(window)
+            wanted.append((window, Reason.AHEAD, distance))
+        window, oldest = current, _cutoff(policy, grid, now)
+        for distance in range(1, policy.lookback + 1):
+            window = grid.before(window)
+            if oldest is not None and window.end <= oldest:
+                break
+            wanted.append((window, Reason.BEHIND, distance))
+    except WindowRangeError as error:
+        findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
+    steps, more = _fill(table, wanted, taken)
+    return Plan(table, tuple(sorted(steps, key=lambda s: s.distance)), (*findings, *more))
+
+
+def plan_rows(
+    table: ManagedTable, values: Collection[KeyValue], now: datetime, taken: Container[str] = ()
+) -> Plan:
+    """Plan the windows that rows with these keys need; keys that have a partition are not judged.
+
+    :raises KeyOutsideLimits: a key lies beyond ``max_ahead`` or ``max_behind``, or the keys need more than
+        ``max_create`` windows.
+    :raises WindowRangeError: a key lies where no window can.
+    """
+    if table.policy is None or table.problem is not None:
+        raise NotManagedError(table=str(table))
+    policy, grid = table.policy, table.grid
+    coverage = Coverage.of(table.partitions)
+    windows: dict[KeyValue, Window] = {}
+    for value in values:
+        if not coverage.covers(value, value):
+            _check_limits(table, value, now)
+            window = grid.at(value)
+            windows[window.begin] = window
+    if len(windows) > policy.max_create:
+        raise KeyOutsideLimits(
+            table=str(table),
+            value=f"{min(values)} and others",
+            problem=f"one of {len(windows)} windows that a single statement asks for",
+            field="max_create",
+            limit=policy.max_create,
+        )
+    steps, findings = _fill(table, [(w, Reason.ROW, 0) for w in windows.values()], taken, made_by="insert")
+    return Plan(table, tuple(steps), tuple(findings))
+
+
+def plan_windows(
+    table: ManagedTable, windows: Iterable[Window], taken: Container[str] = (), made_by: str = "request"
+) -> Plan:
+    """Plan the given windows, as far as they are not there."""
+    refused = _refused(table)
+    if refused is not None:
+        return Plan(table, findings=(refused,))
+    steps, findings = _fill(table, [(w, Reason.REQUESTED, 0) for w in windows], taken, made_by=made_by)
+    return Plan(table, tuple(steps), tuple(findings))
+
+
+def windows_between(grid: Grid, start: KeyValue, stop: KeyValue, most: int = 10_000) -> Iterator[Window]:
+    """Yield the windows that hold the values from ``start`` up to, not including, ``stop``.
+
+    :raises PolicyError: ``start`` is not before ``stop``, or there are more than ``most`` windows.
+    """
+    if not start < stop:
+        raise PolicyError(field="start", problem=f"{start} is not before {stop}", remedy="Swap them.")
+    window = grid.at(start)
+    for _ in range(most):
+        yield window
+        if window.end >= stop:
+            return
+        window = grid.after(window)
+    raise PolicyError(
+        field="stop",
+        problem=f"there are more than {most} windows from {start} to {stop}",
+        remedy="Ask for a shorter range at a time.",
+    )
+
+
+def _refused(table: ManagedTable) -> Finding | None:
+    if table.problem is not None:
+        return Finding(*table.problem)
+    if table.policy is not None and not table.policy.enabled:
+        return Finding(Refusal.DISABLED, str(table))
+    return None
+
+
+def _cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | None:
+    if policy.retention is None:
+        return None
+    return grid.key_at(Period.parse(policy.retention).before(now, policy.timezone))
+
+
+def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
+    policy, grid = table.policy, table.grid
+    assert policy is not None
+    newest = grid.key_at(Period.parse(policy.max_ahead).after(now, policy.timezone))
+    if value > newest:
+        raise KeyOutsideLimits(
+            table=str(table),
+            value=value,
+            problem=f"later than {newest}",
+            field="max_ahead",
+            limit=policy.max_ahead,
+        )
+    name = "retention" if policy.max_behind is None else "max_behind"
+    reach = policy.max_behind or policy.retention
+    if reach is None:
+        return
+    oldest = grid.key_at(Period.parse(reach).before(now, policy.timezone))
+    if value < oldest:
+        raise KeyOutsideLimits(
+            table=str(table), value=value, problem=f"earlier than {oldest}", field=name, limit=reach
+        )
+
+
+def _fill(
+    table: ManagedTable,
+    wanted: Sequence[tuple[Window, Reason, int]],
+    taken: Container[str],
+    made_by: str = "ensure",
+) -> tuple[list[CreatePartition], list[Finding]]:
+    """Cut what exists out of the wanted windows; each piece left is a step."""
+    neighbours = [p for p in _in_order(table.partitions) if not p.is_default]
+    used = _Names(taken, {p.name for p in table.partitions})
+    steps, findings = [], dict[str, Finding]()
+    for window, reason, distance in wanted:
+        begin: KeyValue = window.begin
+        for part in _overlapping(neighbours, window):
+            if (part.lower, part.upper) != (window.begin, window.end):
+                detail = f"{part.schema}.{part.name} [{part.lower or 'MINVALUE'}, {part.upper or 'MAXVALUE'})"
+                findings[part.name] = Finding(Refusal.MISALIGNED, detail)
+            if part.detach_pending:
+                findings[part.name] = Finding(Refusal.DETACH_PENDING, f"{part.schema}.{part.name}")
+            if part.lower is not None and begin < part.lower:
+                steps.append(_step(table, window, begin, part.lower, reason, distance, used, made_by))
+            begin = window.end if part.upper is None else max(begin, part.upper)
+        if begin < window.end:
+            steps.append(_step(table, window, begin, window.end, reason, distance, used, made_by))
+    if steps and table.has_default:
+        findings[""] = Finding(Refusal.DEFAULT, str(table))
+    return steps, list(findings.values())
+
+
+def _step(
+    table: ManagedTable,
+    window: Window,
+    lower: KeyValue,
+    upper: KeyValue,
+    reason: Reason,
+    distance: int,
+    used: _Names,
+    made_by: str,
+) -> CreatePartition:
+    suffix = window.suffix if lower == window.begin else exact_suffix(lower)
+    name = partition_name(table.name, suffix, used)
+    used.mine.add(name)
+    return CreatePartition(table, name, lower, upper, reason, distance, made_by)
+
+
+@dataclass(slots=True)
+class _Names:
+    """Names that are taken: by others, and by the steps planned so far."""
+
+    others: Container[str]
+    mine: set[str] = field(default_factory=set)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.mine or name in self.others
+
+
+def _in_order(partitions: Iterable[Partition]) -> list[Partition]:
+    unbounded = [p for p in partitions if p.lower is None]
+    bounded = sorted(
+        (p for p in partitions if p.lower is not None),
+        key=lambda p: p.lower,  # type: ignore[arg-type,return-value]  # None is not among them
+    )
+    return unbounded + bounded
+
+
+def _overlapping(ordered: Sequence[Partition], window: Window) -> Iterator[Partition]:
+    unbounded = 1 if ordered and ordered[0].lower is None else 0
+    start = bisect_right(ordered, window.begin, lo=unbounded, key=lambda p: p.lower)
+    for part in ordered[max(start - 1, 0) :]:
+        if part.lower is not None and part.lower >= window.end:
+            return
+        if part.upper is None or part.upper > window.begin:
+            yield part
