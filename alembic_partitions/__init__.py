@@ -1,13 +1,24 @@
 """Time-partitioned PostgreSQL tables, declared in an Alembic migration, always ready for the next row."""
 
-from .errors import PartitionError, PolicyError
+from .deploy import upgrade_lock_key, upgrading
+from .errors import KeyOutsideLimits, PartitionError, PartitionPending, PolicyError
+from .events import keep
 from .policy import PartitionPolicy, nz_racing_day
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "PartitionError",
+    # Declare: in a model and in a migration, the same object.
     "PartitionPolicy",
-    "PolicyError",
     "nz_racing_day",
+    # Deploy: in env.py.
+    "upgrade_lock_key",
+    "upgrading",
+    # Run: in the application.
+    "keep",
+    # What can go wrong, each with what to do next.
+    "KeyOutsideLimits",
+    "PartitionError",
+    "PartitionPending",
+    "PolicyError",
 ]

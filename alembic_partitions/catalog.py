@@ -112,6 +112,12 @@ WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backen
 ORDER BY a.xact_start, l.pid
 """)
 
+_SIZE = text("SELECT pg_relation_size(CAST(CAST(:oid AS oid) AS regclass))")
+
+_RESOLVE = text("""
+SELECT to_regclass(concat(quote_ident(CAST(:schema AS text)) || '.', quote_ident(CAST(:name AS text))))::oid
+""")
+
 _BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
 _KEY_TYPES: Mapping[str, KeyType] = {
     "timestamp with time zone": "timestamptz",
@@ -259,12 +265,19 @@ def blockers(connection: Connection, parent_oid: int) -> list[Blocker]:
     return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
 
 
+def notice(connection: Connection, partition_oid: int) -> None:
+    """Make a session's open transaction see a partition committed since, prepared statements included.
+
+    PostgreSQL reads what others changed only when it takes a new lock or looks something up; asking for the
+    partition's size is a look-up that any role may make.
+    """
+    connection.execute(_SIZE, {"oid": partition_oid})
+
+
 def resolve(connection: Connection, schema: str | None, name: str) -> int | None:
     """Return the OID that a table name means on this connection, whose search_path may be a tenant's."""
-    quote = connection.dialect.identifier_preparer.quote
-    written = quote(name) if schema is None else f"{quote(schema)}.{quote(name)}"
-    oid = connection.scalar(select(func.to_regclass(written).op("::")(text("oid"))))
-    return None if oid is None else int(oid)
+    oid: int | None = connection.execute(_RESOLVE, {"schema": schema, "name": name}).scalar()
+    return oid
 
 
 # -- rows into values -----------------------------------------------------------------------------------

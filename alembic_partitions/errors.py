@@ -19,7 +19,9 @@ class PartitionError(Exception):
         self.__dict__.update(data)
         # Under ``python -OO`` there are no docstrings; the class name and the data still tell the story.
         template = inspect.cleandoc(type(self).__doc__ or "") if type(self).__doc__ else ""
-        message = " ".join(template.format_map(data).split()) if template else f"{type(self).__name__}: {data}"
+        message = (
+            " ".join(template.format_map(data).split()) if template else f"{type(self).__name__}: {data}"
+        )
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -73,8 +75,8 @@ class KeyOutsideLimits(PartitionError, ValueError):
 
 
 class PartitionPending(PartitionError):
-    """Partition {window} of {table} could not be made inside this transaction: {reason}. Roll the
-    transaction back and run it again; {progress}."""
+    """Partition {window} of {table} is not there for this transaction: {reason}. Roll it back and run it
+    again; {progress}."""
 
     table: str
     window: str

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from . import catalog, ddl
+from .drivers import reason, sqlstate
 from .errors import LockNotAvailable, StepFailed
 from .plan import Coverage, CreatePartition, Plan
 from .sessions import pause
@@ -71,13 +72,13 @@ def create_partition(
     *,
     user: str | None = None,
     give_up_at: float | None = None,
-    caller_pid: int | None = None,
+    callers: Container[int] = (),
 ) -> bool:
     """Make one partition; return whether it was us, not a competitor, who made it.
 
     :param connection: not in a transaction; each try is one, committed.
     :param give_up_at: ``time.monotonic()`` after which there is no further try (default: 10 s from now).
-    :param caller_pid: the backend that waits for us. When *it* holds what ATTACH needs, waiting is futile.
+    :param callers: backends that wait for us. When one of *them* holds what ATTACH needs, waiting is futile.
     :raises LockNotAvailable: the locks were not to be had; the error names who holds them.
     :raises StepFailed: PostgreSQL refused, or something else stands where the partition should.
     """
@@ -94,7 +95,7 @@ def create_partition(
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
         with connection.begin():
             holders = catalog.blockers(connection, step.table.oid or 0)
-        hopeless = caller_pid is not None and any(holder.pid == caller_pid for holder in holders)
+        hopeless = any(holder.pid in callers for holder in holders if holder.pid is not None)
         if hopeless or time.monotonic() + wait > deadline:
             told = "; ".join(map(str, holders)) or "another process is making partitions of it"
             raise LockNotAvailable(table=str(step.table), reason=told)
@@ -143,17 +144,3 @@ def _locks(step: CreatePartition) -> str:
     locks += [f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in step.table.partitions if p.is_default]
     return "; ".join(locks)
 
-
-def sqlstate(error: DBAPIError) -> str | None:
-    """Return the SQLSTATE of a database error, whichever driver raised it."""
-    for name in ("sqlstate", "pgcode"):
-        code = getattr(error.orig, name, None)
-        if code:
-            return str(code)
-    return None
-
-
-def reason(error: DBAPIError) -> str:
-    """Return PostgreSQL's own first line of a database error: no statement, no parameters."""
-    lines: Iterable[str] = str(error.orig).strip().splitlines()
-    return next(iter(lines), type(error.orig).__name__)

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from . import catalog, ddl, executor
+from .drivers import reason
 from .errors import ConfigurationError, NotManagedError, PartitionError
 from .plan import CreatePartition, ManagedTable, Plan, plan_horizon
 
@@ -196,7 +197,7 @@ def _make(
             work.created.append(step.name)
     except (PartitionError, DBAPIError) as error:
         work.missing.append(step)
-        work.error = str(error) if isinstance(error, PartitionError) else executor.reason(error)
+        work.error = str(error) if isinstance(error, PartitionError) else reason(error)
         logger.warning("partitions of %s: %s", step.table, work.error)
 
 
@@ -227,4 +228,4 @@ def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, rep
                 },
             )
     except DBAPIError as error:
-        logger.warning("the run could not be written to partition_runs: %s", executor.reason(error))
+        logger.warning("the run could not be written to partition_runs: %s", reason(error))

@@ -1,0 +1,57 @@
+"""What psycopg2, psycopg 3 and asyncpg call by different names, told without a round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+_ROW_FIELDS = ("schema_name", "table_name", "constraint_name")
+
+
+def session_parameter(connection: Connection, name: str) -> str | None:
+    """Return a setting that PostgreSQL reports by itself, such as ``TimeZone``."""
+    raw: Any = connection.connection.dbapi_connection
+    if hasattr(raw, "get_parameter_status"):  # psycopg2
+        status = raw.get_parameter_status(name)
+    elif hasattr(raw, "info"):  # psycopg 3
+        status = raw.info.parameter_status(name)
+    else:  # asyncpg, behind SQLAlchemy's adapter
+        status = getattr(raw.driver_connection.get_settings(), name, None)
+    return None if status is None else str(status)
+
+
+def backend_pid(connection: Connection) -> int:
+    """Return the server process that serves a connection, also while its transaction is aborted."""
+    raw: Any = connection.connection.dbapi_connection
+    if hasattr(raw, "get_backend_pid"):  # psycopg2
+        return int(raw.get_backend_pid())
+    if hasattr(raw, "info"):  # psycopg 3
+        return int(raw.info.backend_pid)
+    return int(raw.driver_connection.get_server_pid())
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """Return the SQLSTATE of a database error."""
+    for name in ("sqlstate", "pgcode"):
+        code = getattr(error.orig, name, None)
+        if code:
+            return str(code)
+    return None
+
+
+def reason(error: DBAPIError) -> str:
+    """Return the first line that the server or driver said: no statement, no parameters."""
+    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+    return lines[0]
+
+
+def told_of_row(error: DBAPIError) -> Mapping[str, str | None]:
+    """Return what the server said of a failing row: schema, table, constraint, and the detail with its key."""
+    diag: Any = getattr(error.orig, "diag", None)
+    if diag is not None:
+        return {name: getattr(diag, name, None) for name in _ROW_FIELDS} | {"detail": diag.message_detail}
+    cause = getattr(error.orig, "__cause__", None)  # asyncpg's own error, behind SQLAlchemy's adapter
+    return {name: getattr(cause, name, None) for name in (*_ROW_FIELDS, "detail")}

@@ -1,0 +1,234 @@
+"""SQLAlchemy hooks: look before rows are sent, look again as time goes by.
+
+The listeners are thin: what to do is the :class:`~alembic_partitions.keeper.Keeper`'s, what a statement
+carries is told by :mod:`~alembic_partitions.rows`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, overload
+
+from sqlalchemy import URL, Column, Connection, Engine, Table, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import object_mapper as mapper_of
+from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.util.concurrency import in_greenlet
+
+from . import maintenance, rows
+from .drivers import sqlstate, told_of_row
+from .errors import PartitionError, PartitionPending
+from .keeper import Health, Keeper, Known, OnError
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+_LOOKED = "_alembic_partitions_looked"
+_CHECK_VIOLATION = "23514"
+# "Partition key of the failing row contains (ts) = (2026-11-22 00:00:00+13)." Whatever the language around it.
+_DETAIL = re.compile(r"\(.*?\) = \((.*)\)")
+
+
+class AsyncKeeper:
+    """The keeper of an :class:`~sqlalchemy.ext.asyncio.AsyncEngine`: the same one, its calls awaited."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    async def ensure(self) -> maintenance.Report:
+        """Bring every table to its horizon now."""
+        return await greenlet_spawn(self._keeper.ensure)
+
+    async def plan(self) -> tuple[maintenance.TablePlan, ...]:
+        """Return what :meth:`ensure` would do now."""
+        return await greenlet_spawn(self._keeper.plan)
+
+    async def health(self) -> Health:
+        """Tell whether inserts are safe."""
+        return await greenlet_spawn(self._keeper.health)
+
+
+@overload
+def keep(
+    engine: Engine,
+    *,
+    ddl_url: str | URL | None = None,
+    schema: str | None = None,
+    refresh: str = "5 min",
+    wait: str = "2 s",
+    on_error: OnError = "log",
+) -> Keeper: ...
+@overload
+def keep(
+    engine: AsyncEngine,
+    *,
+    ddl_url: str | URL | None = None,
+    schema: str | None = None,
+    refresh: str = "5 min",
+    wait: str = "2 s",
+    on_error: OnError = "log",
+) -> AsyncKeeper: ...
+def keep(
+    engine: Engine | AsyncEngine,
+    *,
+    ddl_url: str | URL | None = None,
+    schema: str | None = None,
+    refresh: str = "5 min",
+    wait: str = "2 s",
+    on_error: OnError = "log",
+) -> Keeper | AsyncKeeper:
+    """Keep partitions ready while the application runs: two hooks on its engine.
+
+    The first connection brings tables to their horizon, and a checkout after ``refresh`` looks again. Before
+    an INSERT is sent, or an UPDATE of the key, the windows that its rows need are made and committed on a
+    second connection.
+
+    :param ddl_url: a dedicated role for DDL, used through the engine's own driver; the application's role then
+        needs INSERT and SELECT alone, and there is no fall-back to it.
+    :param schema: where partition_config lives; ``None`` finds it by our mark.
+    :param refresh: how long what is known of coverage is believed.
+    :param wait: how long a hook may take.
+    :param on_error: ``"log"`` never takes the application down; ``"raise"`` raises what the horizon check met.
+    :return: a keeper; for an async engine one whose calls are awaited.
+    """
+    sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
+    keeper = Keeper(
+        sync_engine, ddl_url=ddl_url, schema=schema, refresh=refresh, wait=wait, on_error=on_error
+    )
+    _Hooks(sync_engine, keeper).install()
+    return keeper if isinstance(engine, Engine) else AsyncKeeper(keeper)
+
+
+class _Hooks:
+    def __init__(self, engine: Engine, keeper: Keeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+
+    def install(self) -> None:
+        event.listen(self._engine, "checkout", self._checkout)
+        event.listen(self._engine, "checkin", self._checkin)
+        event.listen(self._engine, "begin", self._begin)
+        event.listen(self._engine, "begin_twophase", self._begin_twophase)
+        event.listen(self._engine, "before_cursor_execute", self._before_cursor_execute)
+        event.listen(self._engine, "handle_error", self._handle_error)
+        event.listen(Session, "before_flush", self._before_flush)
+
+    def _checkout(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
+        self._keeper.look_again()
+
+    def _checkin(self, dbapi_connection: Any, record: Any) -> None:
+        # One try, now that this transaction's locks are gone; a connection that is garbage-collected in an
+        # async application comes back outside the greenlet, where nothing can be awaited.
+        if self._keeper.has_pending and (in_greenlet() or not self._engine.dialect.is_async):
+            self._keeper.settle(give_up_at=time.monotonic())
+
+    def _begin(self, connection: Connection) -> None:
+        self._keeper.began(connection)
+
+    def _begin_twophase(self, connection: Connection, xid: Any) -> None:
+        self._keeper.began(connection)
+
+    def _before_cursor_execute(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
+        if context is None or not (context.isinsert or context.isupdate) or hasattr(context, _LOOKED):
+            return
+        # Once an execution: insertmanyvalues fires for each batch, and the context holds all the rows.
+        setattr(context, _LOOKED, True)
+        target = rows.target_of(context)
+        if target is None:
+            return
+        table, schema = target
+        known = self._keeper.candidates(table.name, schema)
+        if known:
+            self._keeper.look(connection, known, schema, lambda key: rows.values_of(context, key))
+
+    # -- an ORM flush, as a whole, before its first statement ------------------------------------------
+
+    def _before_flush(self, session: Session, context: Any, instances: Any) -> None:
+        for kind, objects in _by_class(session.new).items():
+            self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=False)
+        for kind, objects in _by_class(session.dirty).items():
+            self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=True)
+
+    def _look_at_class(
+        self, session: Session, mapper: Mapper[Any], objects: list[Any], changed_only: bool
+    ) -> None:
+        tables = [
+            (table, known.key)
+            for table in mapper.tables
+            if isinstance(table, Table)
+            for known in self._keeper.candidates(table.name, None)
+        ]
+        if not tables or session.get_bind(mapper).engine.pool is not self._engine.pool:
+            return
+        for table, key in dict.fromkeys(tables):
+            column = table.columns.get(key)
+            column = column if column is not None else next((c for c in table.columns if c.name == key), None)
+            if column is None or not mapper.columns.contains_column(column):
+                continue
+            attribute = mapper.get_property_by_column(column).key
+            values = _attribute_values(objects, attribute, changed_only)
+            if values:
+                self._look_at_values(session, mapper, column, values)
+
+    def _look_at_values(
+        self, session: Session, mapper: Mapper[Any], column: Column[Any], values: list[Any]
+    ) -> None:
+        connection = session.connection(bind_arguments={"mapper": mapper})
+        process = column.type.dialect_impl(connection.dialect).bind_processor(connection.dialect)
+        if process is not None:
+            values = [process(value) for value in values]
+        translation = connection.get_execution_options().get("schema_translate_map") or {}
+        schema = translation.get(column.table.schema, column.table.schema)
+        known = [k for k in self._keeper.candidates(column.table.name, schema) if k.key == column.name]
+        self._keeper.look(connection, known, schema, lambda key: values)
+
+    # -- PostgreSQL still found none -------------------------------------------------------------------
+
+    def _handle_error(self, context: ExceptionContext) -> PartitionError | None:
+        error, connection = context.sqlalchemy_exception, context.connection
+        if connection is None or not isinstance(error, DBAPIError) or sqlstate(error) != _CHECK_VIOLATION:
+            return None
+        told = told_of_row(error)
+        known = self._keeper.known_table(told.get("schema_name"), told.get("table_name"))
+        if known is None or told.get("constraint_name"):
+            return None
+        return self._made_after_all(connection, known, told.get("detail") or "")
+
+    def _made_after_all(self, connection: Connection, known: Known, detail: str) -> PartitionError | None:
+        match, key_type = _DETAIL.search(detail), known.table.key_type
+        keys = rows.key_values([match[1]], key_type, connection) if match and key_type else []
+        if not keys:
+            return None
+        try:
+            self._keeper.make(connection, known, set(keys), believe=False)
+        except PartitionError as refused:
+            return refused
+        if not self._keeper.covers(known, keys[0]):
+            return None  # the keeper has logged why; PostgreSQL's own error stands
+        return PartitionPending(
+            table=str(known.table),
+            window=known.table.grid.at(keys[0]).suffix,
+            reason="its rows came in a form that shows no key before it is sent",
+            progress="the partition has been made meanwhile",
+        )
+
+
+def _by_class(instances: Iterable[Any]) -> dict[type, list[Any]]:
+    found: dict[type, list[Any]] = {}
+    for instance in instances:
+        found.setdefault(type(instance), []).append(instance)
+    return found
+
+
+def _attribute_values(objects: list[Any], attribute: str, changed_only: bool) -> list[Any]:
+    """Return what is there without loading anything; a default not yet evaluated is seen at its statement."""
+    if changed_only:
+        objects = [obj for obj in objects if attribute in instance_state(obj).committed_state]
+    return [value for obj in objects if (value := obj.__dict__.get(attribute)) is not None]

@@ -1,0 +1,163 @@
+"""The partition-key values that a statement is about to send, read from SQLAlchemy's execution context.
+
+Only values that are certain are returned. An expression (``literal + interval``), a server default, ``text()``,
+``INSERT ... SELECT`` show nothing here; for those the horizon serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date, datetime, tzinfo
+from typing import Any
+
+import pytz
+from sqlalchemy import BindParameter, Connection, Insert, Table, Update
+from sqlalchemy.engine.interfaces import ExecutionContext
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from .drivers import session_parameter
+from .periods import KeyType, KeyValue
+
+
+def target_of(context: ExecutionContext) -> tuple[Table, str | None] | None:
+    """Return the table that an INSERT or UPDATE writes, and its schema after translation."""
+    statement = _statement(context)
+    if statement is None or not isinstance(statement.table, Table):
+        return None
+    translation = context.execution_options.get("schema_translate_map") or {}
+    schema: str | None = translation.get(statement.table.schema, statement.table.schema)
+    return statement.table, schema
+
+
+def values_of(context: ExecutionContext, key: str) -> list[Any]:
+    """Return what the rows of a statement carry in column ``key``, as the driver will get it."""
+    statement = _statement(context)
+    assert statement is not None and context.compiled is not None
+    column = next((c for c in statement.table.columns if c.name == key), None)
+    if column is None or (isinstance(statement, Insert) and statement.select is not None):
+        return []
+    names = _bind_names(context, statement, column)
+    rows: Sequence[dict[str, Any]] = context.compiled_parameters  # type: ignore[attr-defined]
+    values = [row[name] for name in names for row in rows if name in row]
+    for name in names[:1]:  # one column, one type: one processor
+        process = context.compiled._bind_processors.get(name)  # type: ignore[attr-defined]
+        if process is not None:
+            values = [process(value) for value in values]
+    return [value for value in values if value is not None] if None in values else values
+
+
+def _statement(context: ExecutionContext) -> Insert | Update | None:
+    if not (context.isinsert or context.isupdate) or context.compiled is None:
+        return None
+    state = context.compiled.compile_state
+    statement = getattr(state, "statement", None)
+    return statement if isinstance(statement, (Insert, Update)) else None
+
+
+def _bind_names(context: ExecutionContext, statement: Insert | Update, column: KeyedColumnElement[Any]) -> list[str]:
+    """Return under which names the column's values stand among the compiled parameters."""
+    rows = sum(map(len, getattr(statement, "_multi_values", ())))
+    if rows:
+        return [f"{column.key}_m{index}" for index in range(rows)]
+    given = dict(statement._values or {})
+    given.update(getattr(statement, "_ordered_values", None) or ())
+    expression = next((v for c, v in given.items() if c is column or c in (column.key, column.name)), None)
+    if expression is None:
+        return [column.key]
+    if isinstance(expression, BindParameter):
+        name = context.compiled.bind_names.get(expression)  # type: ignore[union-attr]
+        return [] if name is None else [name]
+    return []  # an expression: what the server makes of it is not known here
+
+
+# -- from what the driver gets to what PostgreSQL makes of it -------------------------------------------
+
+
+def key_values(values: Iterable[Any], key_type: KeyType, connection: Connection) -> list[KeyValue]:
+    """Return the key values that PostgreSQL will store, doing as the driver in use does.
+
+    A naive datetime for a ``timestamptz`` is read in the session's zone by psycopg, in the host's by asyncpg.
+    An aware one for a ``timestamp`` or ``date`` is converted to the session's zone by psycopg. What cannot be
+    known for certain is left out.
+    """
+    asyncpg = connection.dialect.driver == "asyncpg"
+    zone: list[tzinfo | None] = []
+
+    def session_zone() -> tzinfo | None:
+        if not zone:
+            zone.append(_session_zone(connection))
+        return zone[0]
+
+    convert = _ASYNCPG if asyncpg else _PSYCOPG
+    found = (convert[key_type](_parsed(value), session_zone) for value in values)
+    return [value for value in found if value is not None]
+
+
+_Zone = Callable[[], "tzinfo | None"]
+
+
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return datetime.fromisoformat(value.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+
+
+def _instant(value: Any, session_zone: _Zone) -> KeyValue | None:
+    if isinstance(value, datetime):
+        return value.astimezone(pytz.utc) if value.tzinfo else _localized(value, session_zone())
+    if isinstance(value, date):
+        return _localized(datetime.combine(value, datetime.min.time()), session_zone())
+    return None
+
+
+def _naive(value: Any, session_zone: _Zone) -> KeyValue | None:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            return value
+        zone = session_zone()
+        return None if zone is None else value.astimezone(zone).replace(tzinfo=None)
+    return datetime.combine(value, datetime.min.time()) if isinstance(value, date) else None
+
+
+def _date(value: Any, session_zone: _Zone) -> KeyValue | None:
+    naive = _naive(value, session_zone)
+    return naive.date() if isinstance(naive, datetime) else naive
+
+
+def _host_instant(value: Any, session_zone: _Zone) -> KeyValue | None:
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, datetime.min.time())
+    return value.astimezone(pytz.utc) if isinstance(value, datetime) else None
+
+
+def _as_written(value: Any, session_zone: _Zone) -> KeyValue | None:
+    if isinstance(value, datetime):
+        return value if value.tzinfo is None else None  # asyncpg refuses an aware one
+    return datetime.combine(value, datetime.min.time()) if isinstance(value, date) else None
+
+
+def _date_as_written(value: Any, session_zone: _Zone) -> KeyValue | None:
+    return value.date() if isinstance(value, datetime) else value if isinstance(value, date) else None
+
+
+_PSYCOPG = {"timestamptz": _instant, "timestamp": _naive, "date": _date}
+_ASYNCPG = {"timestamptz": _host_instant, "timestamp": _as_written, "date": _date_as_written}
+
+
+def _localized(value: datetime, zone: tzinfo | None) -> datetime | None:
+    if zone is None:
+        return None
+    if isinstance(zone, pytz.tzinfo.BaseTzInfo):
+        # PostgreSQL takes the standard-time offset where a local time happens twice or not at all.
+        return zone.localize(value, is_dst=False).astimezone(pytz.utc)
+    return value.replace(tzinfo=zone).astimezone(pytz.utc)
+
+
+def _session_zone(connection: Connection) -> tzinfo | None:
+    try:
+        return pytz.timezone(session_parameter(connection, "TimeZone") or "")
+    except pytz.UnknownTimeZoneError:
+        return None
