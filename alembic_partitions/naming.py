@@ -11,7 +11,10 @@ MAX_IDENTIFIER_BYTES = 63
 
 def fits(identifier: str) -> bool:
     """Tell whether PostgreSQL keeps ``identifier`` whole."""
-    return len(identifier.encode()) <= MAX_IDENTIFIER_BYTES
+    try:
+        return len(identifier.encode()) <= MAX_IDENTIFIER_BYTES
+    except UnicodeEncodeError:  # a lone surrogate is no text
+        return False
 
 
 def partition_name(table: str, suffix: str, taken: Container[str] = ()) -> str:

@@ -81,7 +81,10 @@ class CreatePartitionedTableOp(MigrateOperation):
 
     def to_table(self, context: MigrationContext | None = None) -> Table:
         """Return the table, PARTITION BY and all."""
-        kw = {**self.kw, "postgresql_partition_by": self.policy.partition_by}
+        by = self.policy.partition_by
+        if context is not None:
+            by = self.policy.partition_by_for(context.dialect.identifier_preparer)
+        kw = {**self.kw, "postgresql_partition_by": by}
         return CreateTableOp(self.table_name, self.columns, **kw).to_table(context)
 
 
@@ -311,13 +314,21 @@ def _alter_partition_policy(operations: Operations, operation: AlterPartitionPol
             remedy="Create a new table with the new key and move the rows.",
         )
     connection, home = _online(operations), _home(operations)
+    policy: PartitionPolicy | None = None
     if connection is None:
         checked = PartitionPolicy("key").changed(**changes)
     else:
         policy = _managed(connection, home, operation.schema, operation.table_name).policy
         # A row that an operator spoiled by SQL can still be mended by a migration.
         checked = (policy or PartitionPolicy("key")).changed(**changes)
-    changes = {name: checked.to_dict()[name] for name in changes}
+    before = policy.to_dict() if policy is not None else {}
+    # A new interval brings its own default premake along.
+    follows = {"premake"} if "interval" in changes else set()
+    changes = {
+        name: value
+        for name, value in checked.to_dict().items()
+        if name in changes or (name in follows and value != before.get(name))
+    }
     config = ddl.config_table(home)
     operations.execute(
         config.update()

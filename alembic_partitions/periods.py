@@ -10,6 +10,8 @@ begins at the first instant at which the local clock shows its start time *or la
 * a midnight that does not exist (Beirut, Havana, Santiago...) begins at the first instant after it;
 * a midnight that happens twice begins at its first occurrence;
 * a day that was skipped whole (Apia, 2011-12-30) has no instant and no window;
+* where clocks step back into the middle of an hour (Chatham, Lord Howe...), the repeated part lies in the
+  hour that it interrupts;
 * where clocks step back across midnight itself (St John's and its like until 2011), the first midnight
   rules: the repeated last hour of the old date belongs to the window of the new one.
 """
@@ -21,7 +23,8 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import pytz
@@ -43,13 +46,13 @@ _MONTHS = {"month": 1, "quarter": 3, "year": 12}
 _LAST_DAY_OF_PYTZ = date(2038, 1, 1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def zone(name: str) -> pytz.BaseTzInfo:
     """Return the zone of that IANA name; raise ``pytz.UnknownTimeZoneError`` for any other."""
     return pytz.timezone(name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def changes_clocks(name: str) -> bool:
     """Tell whether the zone's offset from UTC changes between 2000 and 2037."""
     tz, start = zone(name), datetime(2000, 1, 1, tzinfo=pytz.utc)
@@ -66,7 +69,9 @@ def first_instant(wall: datetime, zone_name: str) -> datetime:
     except pytz.AmbiguousTimeError:
         return min(tz.localize(wall, is_dst=dst).astimezone(pytz.utc) for dst in (True, False))
     except pytz.NonExistentTimeError:
-        # The clocks jumped over ``wall``. Read with the offsets before and after, it brackets the jump.
+        # The clocks jumped over ``wall``. Read with the offsets before and after, it brackets the jump, which
+        # is on a whole second.
+        wall = wall.replace(microsecond=0)
         low, high = sorted(tz.localize(wall, is_dst=dst).astimezone(pytz.utc) for dst in (True, False))
         seconds = range(int((high - low).total_seconds()))
         jump = bisect_left(seconds, True, key=lambda s: wall_clock(low + timedelta(seconds=s), tz) >= wall)
@@ -132,7 +137,7 @@ class Grid:
         """Return the key value that a person means: a date is the begin of that local day, a naive time is
         on the local clocks, an aware one is an instant; text is ISO 8601.
 
-        :raises ValueError: the text is none of these.
+        :raises ValueError: the text is none of these, or (:class:`WindowRangeError`) off the calendar.
         """
         if isinstance(moment, str):
             moment = date.fromisoformat(moment) if len(moment) <= len("2026-04-05") else _iso_time(moment)
@@ -140,6 +145,12 @@ class Grid:
             if self.key_type == "date":
                 return moment
             moment = datetime.combine(moment, self.day_start)
+        try:
+            return self._key_of_time(moment)
+        except OverflowError:
+            raise WindowRangeError(value=moment, problem="the calendar ends there") from None
+
+    def _key_of_time(self, moment: datetime) -> KeyValue:
         if moment.tzinfo is not None:
             return self.key_at(moment)
         if self.key_type == "date":
@@ -219,10 +230,10 @@ class Grid:
 
     def _edge_instant(self, number: int) -> datetime:
         day = self._first_day(number)
-        if day > _LAST_DAY_OF_PYTZ and changes_clocks(self.timezone):
-            raise WindowRangeError(
-                value=day, problem=f"pytz knows no clock changes of {self.timezone} after 2037"
-            )
+        zones = {self.timezone} | ({self.column_timezone} if self.key_type == "timestamp" else set())
+        for name in zones if day > _LAST_DAY_OF_PYTZ else ():
+            if changes_clocks(name):
+                raise WindowRangeError(value=day, problem=f"pytz knows no clock changes of {name} after 2037")
         return first_instant(datetime.combine(day, self.day_start), self.timezone)
 
     def _guess_day(self, value: KeyValue) -> date:
@@ -274,7 +285,7 @@ def _stretches(begin: datetime, end: datetime, tz: tzinfo) -> list[tuple[datetim
     """Cut ``begin``..``end`` (about a day) where the zone's offset changes."""
     hours = [begin + timedelta(hours=n) for n in range(int((end - begin) / timedelta(hours=1)) + 1)] + [end]
     cuts = [begin]
-    for low, high in zip(hours, hours[1:], strict=False):
+    for low, high in pairwise(hours):
         before = low.astimezone(tz).utcoffset()
         if high.astimezone(tz).utcoffset() != before:
             seconds = range(int((high - low).total_seconds()))
@@ -287,13 +298,15 @@ def _stretches(begin: datetime, end: datetime, tz: tzinfo) -> list[tuple[datetim
             )
             cuts.append(low + timedelta(seconds=jump))
     cuts.append(end)
-    return [pair for pair in zip(cuts, cuts[1:], strict=False) if pair[0] < pair[1]]
+    return [pair for pair in pairwise(cuts) if pair[0] < pair[1]]
 
 
 def exact_suffix(value: KeyValue) -> str:
     """Return the suffix of a window that begins off the grid: its full start, instants in UTC (``z``)."""
     if not isinstance(value, datetime):
         return f"{value:%Y_%m_%d}"
+    if value.tzinfo is not None:
+        value = value.astimezone(pytz.utc)
     fraction = f"_{value:%f}" if value.microsecond else ""
     return f"{value:%Y_%m_%d_%H%M%S}{fraction}{'z' if value.tzinfo else ''}"
 

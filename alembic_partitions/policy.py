@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import pytz
 from sqlalchemy import Column, Table, UniqueConstraint
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import PrimaryKeyConstraint, SchemaItem
 from sqlalchemy.sql.base import SchemaEventTarget
+from sqlalchemy.sql.compiler import IdentifierPreparer
 from sqlalchemy.util import immutabledict
 
 from .errors import PolicyError
@@ -117,6 +119,8 @@ class PartitionPolicy(SchemaItem):
     def changed(self, **fields: Any) -> PartitionPolicy:
         """Return the policy with some fields changed, checked anew."""
         _refuse_unknown(fields)
+        if "interval" in fields and self.premake == DEFAULT_PREMAKE[self.interval]:
+            fields.setdefault("premake", None)  # 30 days were the default; they do not become 30 hours
         return dataclasses.replace(self, **fields)
 
     def __repr__(self) -> str:
@@ -141,8 +145,10 @@ class PartitionPolicy(SchemaItem):
         if key_type == "timestamp" and self.interval == "hour" and changes_clocks(column_timezone):
             raise PolicyError(
                 field="column_timezone",
-                problem=f"the naive values of {self.key!r} cannot tell the repeated hour of {column_timezone}",
-                remedy='Write them in a zone without clock changes (column_timezone="UTC"), or use timestamptz.',
+                problem=f"the naive values of {self.key!r} cannot tell the repeated hour of "
+                f"{column_timezone}",
+                remedy='Write them in a zone without clock changes (column_timezone="UTC"), '
+                "or use timestamptz.",
             )
         hour, minute = map(int, self.day_start.split(":"))
         return Grid(
@@ -160,7 +166,11 @@ class PartitionPolicy(SchemaItem):
     @property
     def partition_by(self) -> str:
         """The text after PARTITION BY, with the key quoted where PostgreSQL needs it."""
-        return f"RANGE ({_PREPARER.quote(self.key)})"
+        return self.partition_by_for(_PREPARER)
+
+    def partition_by_for(self, preparer: IdentifierPreparer) -> str:
+        """Return the text after PARTITION BY for one driver, whose placeholders may double a "%"."""
+        return f"RANGE ({preparer.quote(self.key)})"
 
     def _set_parent(self, parent: SchemaEventTarget, **kw: Any) -> None:
         if not isinstance(parent, Table):
@@ -168,6 +178,8 @@ class PartitionPolicy(SchemaItem):
                 field="key", problem="a policy belongs to a table", remedy="Put it into __table_args__."
             )
         options = parent.dialect_options["postgresql"]
+        if parent.info.get(INFO_KEY) == self:
+            return  # extend_existing: the same declaration once more
         if INFO_KEY in parent.info or options["partition_by"] not in (None, self.partition_by):
             other = parent.info.get(INFO_KEY) or f"postgresql_partition_by={options['partition_by']!r}"
             raise PolicyError(
@@ -225,7 +237,8 @@ class PartitionPolicy(SchemaItem):
             if index.unique and column not in set(index.columns):
                 raise PolicyError(
                     field="key",
-                    problem=f"the unique index {index.name!r} of {name!r} lacks the partition key {self.key!r}",
+                    problem=f"the unique index {index.name!r} of {name!r} lacks the partition key "
+                    f"{self.key!r}",
                     remedy="PostgreSQL keeps uniqueness within a partition only: add the key to it.",
                 )
         self.grid(key_type)
@@ -256,9 +269,12 @@ def policy_of(table: Table) -> PartitionPolicy | None:
 
 def _key_type(column: Column[Any]) -> KeyType | None:
     # The compiled type sees through TypeDecorator, variants and dialect types alike.
-    text = column.type.compile(dialect=postgresql.dialect())  # type: ignore[no-untyped-call]
+    try:
+        text = column.type.compile(dialect=postgresql.dialect()).upper()  # type: ignore[no-untyped-call]
+    except CompileError:  # no type at all
+        return None
     if text.startswith("TIMESTAMP"):
-        return "timestamptz" if text.endswith("WITH TIME ZONE") else "timestamp"
+        return "timestamptz" if text.endswith("WITH TIME ZONE") or "TZ" in text else "timestamp"
     return "date" if text == "DATE" else None
 
 
@@ -317,7 +333,7 @@ def _premake(policy: PartitionPolicy, name: str, value: Any) -> int:
 
 
 def _timezone(policy: PartitionPolicy, name: str, value: Any) -> str:
-    if value not in pytz.all_timezones_set:
+    if not isinstance(value, str) or value not in pytz.all_timezones_set:
         raise _refuse(name, value, 'an IANA time zone such as "UTC" or "Pacific/Auckland"')
     return str(value)
 
@@ -337,7 +353,7 @@ def _period(policy: PartitionPolicy, name: str, value: Any) -> str:
 
 
 def _storage_parameters(policy: PartitionPolicy, name: str, value: Any) -> Mapping[str, str]:
-    items = value.items() if isinstance(value, Mapping) else None if value else ()
+    items = value.items() if isinstance(value, Mapping) else None
     if items is None or not all(
         isinstance(k, str) and _STORAGE_PARAMETER.fullmatch(k) and isinstance(v, (str, int, float))
         for k, v in items

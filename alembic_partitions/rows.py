@@ -36,7 +36,7 @@ def values_of(context: ExecutionContext, key: str) -> list[Any]:
     column = next((c for c in statement.table.columns if c.name == key), None)
     if column is None or (isinstance(statement, Insert) and statement.select is not None):
         return []
-    names = _bind_names(context, statement, column)
+    names = _bind_names(statement, column)
     rows: Sequence[dict[str, Any]] = context.compiled_parameters  # type: ignore[attr-defined]
     values = [row[name] for name in names for row in rows if name in row]
     for name in names[:1]:  # one column, one type: one processor
@@ -54,7 +54,7 @@ def _statement(context: ExecutionContext) -> Insert | Update | None:
     return statement if isinstance(statement, (Insert, Update)) else None
 
 
-def _bind_names(context: ExecutionContext, statement: Insert | Update, column: KeyedColumnElement[Any]) -> list[str]:
+def _bind_names(statement: Insert | Update, column: KeyedColumnElement[Any]) -> list[str]:
     """Return under which names the column's values stand among the compiled parameters."""
     rows = sum(map(len, getattr(statement, "_multi_values", ())))
     if rows:
@@ -65,8 +65,8 @@ def _bind_names(context: ExecutionContext, statement: Insert | Update, column: K
     if expression is None:
         return [column.key]
     if isinstance(expression, BindParameter):
-        name = context.compiled.bind_names.get(expression)  # type: ignore[union-attr]
-        return [] if name is None else [name]
+        # A plain value stands under the column's name, a bindparam() of the user's under its own.
+        return [column.key if expression.unique else expression.key]
     return []  # an expression: what the server makes of it is not known here
 
 
