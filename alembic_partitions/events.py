@@ -151,14 +151,16 @@ class _Hooks:
     # -- an ORM flush, as a whole, before its first statement ------------------------------------------
 
     def _before_flush(self, session: Session, context: Any, instances: Any) -> None:
-        for kind, objects in _by_class(session.new).items():
+        for objects in _by_class(session.new):
             self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=False)
-        for kind, objects in _by_class(session.dirty).items():
+        for objects in _by_class(session.dirty):
             self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=True)
 
     def _look_at_class(
         self, session: Session, mapper: Mapper[Any], objects: list[Any], changed_only: bool
     ) -> None:
+        if not self._keeper.has_looked and session.get_bind(mapper).engine.pool is self._engine.pool:
+            session.connection(bind_arguments={"mapper": mapper})  # the first checkout looks
         tables = [
             (table, known.key)
             for table in mapper.tables
@@ -220,11 +222,11 @@ class _Hooks:
         )
 
 
-def _by_class(instances: Iterable[Any]) -> dict[type, list[Any]]:
+def _by_class(instances: Iterable[Any]) -> Iterable[list[Any]]:
     found: dict[type, list[Any]] = {}
     for instance in instances:
         found.setdefault(type(instance), []).append(instance)
-    return found
+    return found.values()
 
 
 def _attribute_values(objects: list[Any], attribute: str, changed_only: bool) -> list[Any]:

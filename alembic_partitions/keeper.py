@@ -46,16 +46,16 @@ logger = logging.getLogger("alembic_partitions")
 _inside: ContextVar[bool] = ContextVar("alembic_partitions_inside", default=False)
 
 _BEGAN, _NOTICED = "alembic_partitions.began", "alembic_partitions.noticed"
-_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|sec|min|m|h|hours?|d|days?)")
-_UNITS = {"ms": 0.001, "s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|min|h|d)")
+_UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
 def seconds(field: str, text: str) -> float:
-    """Read a short duration, "5 min" or "2 s"; raise :class:`PolicyError` for anything else."""
+    """Read a duration, a number and ``ms s min h d``; raise :class:`PolicyError` for anything else."""
     match = _DURATION.fullmatch(text)
     if match is None:
         raise PolicyError(field=field, problem=f"{text!r} is no duration", remedy='Give one such as "5 min".')
-    return float(match[1]) * _UNITS[match[2].removesuffix("s") or "s"]
+    return float(match[1]) * _UNITS[match[2]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +207,11 @@ class Keeper:
                 except LockNotAvailable as error:
                     logger.info("still waiting to make partitions of %s: %s", known.table, error)
                     self._pending.setdefault(oid, set()).update(keys)
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether what there is has been looked at once."""
+        return self._due > 0
 
     @property
     def has_pending(self) -> bool:
