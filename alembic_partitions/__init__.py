@@ -7,7 +7,7 @@ from .policy import PartitionPolicy, nz_racing_day
 
 __version__ = "0.1.0"
 
-__all__ = [
+__all__ = [  # noqa: RUF022  # grouped by when it is needed
     # Declare: in a model and in a migration, the same object.
     "PartitionPolicy",
     "nz_racing_day",

@@ -16,7 +16,7 @@ from datetime import date, datetime
 from typing import Any
 
 import pytz
-from sqlalchemy import Connection, and_, bindparam, column, func, select, table, text, true
+from sqlalchemy import Connection, and_, column, func, select, table, text, true
 from sqlalchemy.engine import Row
 
 from .errors import ConfigurationError, PolicyError
@@ -38,7 +38,8 @@ ORDER BY n.nspname
 # attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set. relam is 0 up to 16.
 _PARENTS = text("""
 SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
-       p.partstrat::text AS strategy, p.partnatts AS natts, a.attname AS key, a.atttypid::regtype::text AS type,
+       p.partstrat::text AS strategy, p.partnatts AS natts,
+       a.attname AS key, a.atttypid::regtype::text AS type,
        pg_get_userbyid(c.relowner) AS owner, c.relreplident::text AS replica_identity,
        c.relrowsecurity AS row_security,
        (SELECT m.amname FROM pg_am m WHERE m.oid = c.relam) AS access_method,
@@ -54,8 +55,8 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND p.partattrs[0] <> 0
 """).columns(
-    *map(column, "schema name oid kind strategy natts key type owner replica_identity row_security".split()),
-    *map(column, "access_method statistics key_tables".split()),
+    *map(column, ("schema", "name", "oid", "kind", "strategy", "natts", "key", "type", "owner")),
+    *map(column, ("replica_identity", "row_security", "access_method", "statistics", "key_tables")),
 )
 
 # The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
@@ -94,13 +95,14 @@ WITH needed AS (
            ARRAY['ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
                  'AccessExclusiveLock'] AS conflicts
     UNION ALL
-    SELECT k.other, ARRAY['RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
-                          'ExclusiveLock', 'AccessExclusiveLock']
+    SELECT k.other, ARRAY['RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock',
+                          'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock']
     FROM (SELECT confrelid AS other FROM pg_constraint WHERE conrelid = CAST(:parent AS oid) AND contype = 'f'
           UNION SELECT conrelid FROM pg_constraint WHERE confrelid = CAST(:parent AS oid) AND contype = 'f') k
     UNION ALL
-    SELECT p.partdefid, ARRAY['AccessShareLock', 'RowShareLock', 'RowExclusiveLock', 'ShareUpdateExclusiveLock',
-                              'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock']
+    SELECT p.partdefid, ARRAY['AccessShareLock', 'RowShareLock', 'RowExclusiveLock',
+                              'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock',
+                              'ExclusiveLock', 'AccessExclusiveLock']
     FROM pg_partitioned_table p WHERE p.partrelid = CAST(:parent AS oid) AND p.partdefid <> 0
 )
 SELECT l.pid AS pid, l.mode AS mode, l.relation::regclass::text AS relation, a.application_name AS application
@@ -179,7 +181,9 @@ def find_config(connection: Connection, schema: str | None = None) -> str | None
     return ours[0] if ours else None
 
 
-def read_snapshot(connection: Connection, config_schema: str, tables: Collection[str] | None = None) -> Snapshot:
+def read_snapshot(
+    connection: Connection, config_schema: str, tables: Collection[str] | None = None
+) -> Snapshot:
     """Read what is managed, in two statements; needs a transaction of its own (it sets TimeZone for it).
 
     :param tables: only those of these names, plain or ``schema.name``.
@@ -191,7 +195,10 @@ def read_snapshot(connection: Connection, config_schema: str, tables: Collection
         func.now().label("now"),
         func.pg_is_in_recovery().label("in_recovery"),
         func.current_user().label("user"),
-        *(func.set_config(name, value, true()) for name, value in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True)),
+        *(
+            func.set_config(name, value, true())
+            for name, value in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True)
+        ),
     ).subquery("session")
     parents = _PARENTS.subquery("parents")
     same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
@@ -204,7 +211,9 @@ def read_snapshot(connection: Connection, config_schema: str, tables: Collection
     if tables is not None:
         found = [t for t in found if t.name in tables or str(t) in tables]
     first = rows[0]
-    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(with_partitions(connection, found)))
+    return Snapshot(
+        config_schema, first.now, first.in_recovery, first.user, tuple(with_partitions(connection, found))
+    )
 
 
 def with_partitions(connection: Connection, tables: Sequence[ManagedTable]) -> Iterator[ManagedTable]:
@@ -236,9 +245,13 @@ def utc_settings(connection: Connection) -> Iterator[None]:
     before = connection.execute(select(*(func.current_setting(name) for name in _SETTINGS))).one()
     # Outside a transaction a LOCAL setting would be gone with its own statement.
     local = connection.get_isolation_level() != "AUTOCOMMIT"
-    connection.execute(select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True))))
+    connection.execute(
+        select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True)))
+    )
     yield
-    connection.execute(select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, before, strict=True))))
+    connection.execute(
+        select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, before, strict=True)))
+    )
 
 
 def names_in_use(connection: Connection, schema: str, names: Collection[str]) -> set[str]:
@@ -336,14 +349,15 @@ def _partition(row: Row[Any], key_type: KeyType | None) -> Partition:
     if row.bound == "DEFAULT":
         return Partition(row.oid, row.schema, row.name, None, None, True, row.detach_pending)
     match = _BOUND.fullmatch(row.bound)
-    assert match is not None and key_type is not None, row.bound  # RANGE over one column, or _fit() refused
+    assert match is not None, row.bound  # RANGE over one column, or _fit() refused
+    assert key_type is not None
     lower = _value(match["lower"], key_type, upper=False)
     upper = _value(match["upper"], key_type, upper=True)
     return Partition(row.oid, row.schema, row.name, lower, upper, False, row.detach_pending)
 
 
 def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:
-    """Read a bound as PostgreSQL prints it under UTC and ISO. Beyond Python's years 1 to 9999 it is unbounded."""
+    """Read a bound as PostgreSQL prints it under UTC and ISO; beyond Python's years 1 to 9999 it is open."""
     digits = printed.strip("'")
     early = printed == "MINVALUE" or digits == "-infinity" or digits.endswith(" BC")
     late = printed == "MAXVALUE" or digits == "infinity" or digits.find("-", 1) > 4
@@ -363,5 +377,3 @@ def _pad_fraction(digits: str) -> str:
     """Python 3.10 reads a fraction of three or six digits only; PostgreSQL prints as many as are needed."""
     whole, dot, fraction = digits.partition(".")
     return f"{whole}.{fraction:0<6}" if dot else whole
-
-

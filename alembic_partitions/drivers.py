@@ -49,7 +49,7 @@ def reason(error: DBAPIError) -> str:
 
 
 def told_of_row(error: DBAPIError) -> Mapping[str, str | None]:
-    """Return what the server said of a failing row: schema, table, constraint, and the detail with its key."""
+    """Return what the server said of a failing row: schema, table, constraint, the detail with its key."""
     diag: Any = getattr(error.orig, "diag", None)
     if diag is not None:
         return {name: getattr(diag, name, None) for name in _ROW_FIELDS} | {"detail": diag.message_detail}

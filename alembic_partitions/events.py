@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _LOOKED = "_alembic_partitions_looked"
 _CHECK_VIOLATION = "23514"
-# "Partition key of the failing row contains (ts) = (2026-11-22 00:00:00+13)." Whatever the language around it.
+# "Partition key of the failing row contains (ts) = (2026-11-22 00:00:00+13).", in any language.
 _DETAIL = re.compile(r"\(.*?\) = \((.*)\)")
 
 
@@ -84,11 +84,11 @@ def keep(
 ) -> Keeper | AsyncKeeper:
     """Keep partitions ready while the application runs: two hooks on its engine.
 
-    The first connection brings tables to their horizon, and a checkout after ``refresh`` looks again. Before
+    The first connection brings tables to their horizon; a checkout after ``refresh`` looks again. Before
     an INSERT is sent, or an UPDATE of the key, the windows that its rows need are made and committed on a
     second connection.
 
-    :param ddl_url: a dedicated role for DDL, used through the engine's own driver; the application's role then
+    :param ddl_url: a dedicated role for DDL, used through the engine's own driver; the application then
         needs INSERT and SELECT alone, and there is no fall-back to it.
     :param schema: where partition_config lives; ``None`` finds it by our mark.
     :param refresh: how long what is known of coverage is believed.

@@ -49,7 +49,8 @@ def render(step: CreatePartition, user: str | None = None) -> tuple[Statement, .
     ]
     elements = [*opening, *ddl.partition_elements(step, user)]
     return tuple(
-        Statement(element.sql(), _locks(step) if isinstance(element, ddl.Attach) else "") for element in elements
+        Statement(element.sql(), _locks(step) if isinstance(element, ddl.Attach) else "")
+        for element in elements
     )
 
 
@@ -112,7 +113,9 @@ def _attempt(connection: Connection, step: CreatePartition, user: str | None) ->
         stands, parent = catalog.standing(connection, step.table.schema, step.name, step.table.name)
         if parent != step.table.oid:
             raise StepFailed(
-                table=str(step.table), partition=step.name, reason="the table was dropped or replaced meanwhile"
+                table=str(step.table),
+                partition=step.name,
+                reason="the table was dropped or replaced meanwhile",
             )
         if stands and _covered(connection, step):
             return False
@@ -141,6 +144,7 @@ def _verified(connection: Connection, step: CreatePartition, error: DBAPIError) 
 def _locks(step: CreatePartition) -> str:
     locks = [f"SHARE UPDATE EXCLUSIVE on {step.table}"]
     locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in step.table.traits.key_tables]
-    locks += [f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in step.table.partitions if p.is_default]
+    locks += [
+        f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in step.table.partitions if p.is_default
+    ]
     return "; ".join(locks)
-

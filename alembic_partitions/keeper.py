@@ -109,7 +109,9 @@ class Keeper:
         on_error: OnError = "log",
     ) -> None:
         if on_error not in ("log", "raise"):
-            raise PolicyError(field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".')
+            raise PolicyError(
+                field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".'
+            )
         self._engine = engine
         self._ddl_engine = side_engine(engine, ddl_url) if ddl_url is not None else None
         self._schema = schema
@@ -174,7 +176,9 @@ class Keeper:
                 return
             self._due = time.monotonic() + self._refresh
             with self._guarded(), self._side() as side:
-                report = maintenance.ensure(side, schema=self._schema, give_up_at=time.monotonic() + self._wait)
+                report = maintenance.ensure(
+                    side, schema=self._schema, give_up_at=time.monotonic() + self._wait
+                )
                 self._load(side)
                 failed = [f"{r.table}: {r.error}" for r in report.results if r.error]
                 self._error = "; ".join(failed) or None
@@ -320,9 +324,17 @@ class Keeper:
             tables = catalog.read_snapshot(side, self._config_schema).tables
         generation, known = self._generation + 1, dict[int, Known]()
         for table in tables:
-            if table.oid is not None and table.problem is None and table.policy is not None and table.policy.enabled:
+            if (
+                table.oid is not None
+                and table.problem is None
+                and table.policy is not None
+                and table.policy.enabled
+            ):
                 before = self._tables.get(table.oid)
-                learned = {p.oid: before.learned.get(p.oid, generation) if before else generation for p in table.partitions}
+                learned = {
+                    p.oid: before.learned.get(p.oid, generation) if before else generation
+                    for p in table.partitions
+                }
                 newest = max(learned.values(), default=0)
                 known[table.oid] = Known(table, Coverage.of(table.partitions), learned, newest)
         by_name: dict[str, tuple[Known, ...]] = {}
@@ -441,4 +453,3 @@ def _touches(part: Partition, low: KeyValue, high: KeyValue) -> bool:
 
 def _told(error: BaseException) -> str:
     return reason(error) if isinstance(error, DBAPIError) else str(error)
-

@@ -1,7 +1,7 @@
 """The partition-key values that a statement is about to send, read from SQLAlchemy's execution context.
 
-Only values that are certain are returned. An expression (``literal + interval``), a server default, ``text()``,
-``INSERT ... SELECT`` show nothing here; for those the horizon serves.
+Only values that are certain are returned. An expression (``literal + interval``), a server default,
+``text()``, ``INSERT ... SELECT`` show nothing here; for those the horizon serves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def target_of(context: ExecutionContext) -> tuple[Table, str | None] | None:
 def values_of(context: ExecutionContext, key: str) -> list[Any]:
     """Return what the rows of a statement carry in column ``key``, as the driver will get it."""
     statement = _statement(context)
-    assert statement is not None and context.compiled is not None
+    assert statement is not None
     column = next((c for c in statement.table.columns if c.name == key), None)
     if column is None or (isinstance(statement, Insert) and statement.select is not None):
         return []
@@ -40,7 +40,8 @@ def values_of(context: ExecutionContext, key: str) -> list[Any]:
     rows: Sequence[dict[str, Any]] = context.compiled_parameters  # type: ignore[attr-defined]
     values = [row[name] for name in names for row in rows if name in row]
     for name in names[:1]:  # one column, one type: one processor
-        process = context.compiled._bind_processors.get(name)  # type: ignore[attr-defined]
+        # What the execution context itself applies; a TypeDecorator's conversion is among them.
+        process = context.compiled._bind_processors.get(name)  # type: ignore[union-attr]  # noqa: SLF001
         if process is not None:
             values = [process(value) for value in values]
     return [value for value in values if value is not None] if None in values else values
@@ -59,7 +60,7 @@ def _bind_names(statement: Insert | Update, column: KeyedColumnElement[Any]) -> 
     rows = sum(map(len, getattr(statement, "_multi_values", ())))
     if rows:
         return [f"{column.key}_m{index}" for index in range(rows)]
-    given = dict(statement._values or {})
+    given = dict(statement._values or {})  # noqa: SLF001  # no public way to ask what .values() was given
     given.update(getattr(statement, "_ordered_values", None) or ())
     expression = next((v for c, v in given.items() if c is column or c in (column.key, column.name)), None)
     if expression is None:

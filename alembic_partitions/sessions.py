@@ -26,7 +26,8 @@ def side_engine(engine: Engine, url: str | URL | None = None) -> Engine:
     if url is None:
         # The creator holds connect_args, a user's creator= and do_connect listeners alike; the dispatch
         # holds "connect" and "checkout" listeners, which may SET ROLE.
-        pool = NullPool(engine.pool._creator, dialect=engine.dialect, _dispatch=engine.pool.dispatch)
+        creator = engine.pool._creator  # noqa: SLF001
+        pool = NullPool(creator, dialect=engine.dialect, _dispatch=engine.pool.dispatch)
         return Engine(pool, engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
     target = make_url(url).set(drivername=f"postgresql+{engine.dialect.driver}")
     if not engine.dialect.is_async:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from typing import Any, TypeVar
 
+import pytz
 import sqlalchemy as sa
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
@@ -44,7 +45,8 @@ def declare(
 ) -> None:
     """Create a managed table ``(id, <key>, note)`` as a migration would."""
     with engine.begin() as connection:
-        Operations(MigrationContext.configure(connection)).create_partitioned_table(
+        operations: Any = Operations(MigrationContext.configure(connection))
+        operations.create_partitioned_table(
             name,
             sa.Column("id", sa.BigInteger, sa.Identity(), nullable=False),
             sa.Column(policy.key, key_type or sa.DateTime(timezone=True), nullable=False),
@@ -115,9 +117,7 @@ class App:
                 return work(session)
         return self._loop.run_until_complete(self._session(self.async_engine, work, options))
 
-    async def _session(
-        self, engine: AsyncEngine, work: Callable[[Session], T], options: dict[str, Any]
-    ) -> T:
+    async def _session(self, engine: AsyncEngine, work: Callable[[Session], T], options: dict[str, Any]) -> T:
         async with AsyncSession(engine, **options) as session, session.begin():
             return await session.run_sync(work)
 
@@ -173,6 +173,4 @@ def running(database: Database, driver: str, **options: Any) -> Iterator[App]:
 
 def auckland_day(instant: datetime) -> date:
     """The date on Auckland's calendar at an instant."""
-    import pytz
-
     return instant.astimezone(pytz.timezone("Pacific/Auckland")).date()
