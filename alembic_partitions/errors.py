@@ -94,7 +94,7 @@ class StepFailed(PartitionError):
 
 
 class LockNotAvailable(PartitionError):
-    """{table}: {reason}. Nothing was changed; the next run tries again."""
+    """Partitions of {table} were not made: {reason}. The next run tries again."""
 
     table: str
     reason: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
@@ -22,7 +23,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from . import maintenance, rows
 from .drivers import sqlstate, told_of_row
-from .errors import PartitionError, PartitionPending
+from .errors import PartitionError, PartitionPending, PolicyError
 from .keeper import Health, Keeper, Known, OnError
 
 if TYPE_CHECKING:
@@ -97,6 +98,12 @@ def keep(
     :return: a keeper; for an async engine one whose calls are awaited.
     """
     sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
+    if sync_engine.dialect.name != "postgresql":
+        raise PolicyError(
+            field="engine",
+            problem=f"{sync_engine.dialect.name} has no partitions to keep",
+            remedy="Call keep() where the engine is PostgreSQL's.",
+        )
     keeper = Keeper(
         sync_engine, ddl_url=ddl_url, schema=schema, refresh=refresh, wait=wait, on_error=on_error
     )
@@ -116,7 +123,15 @@ class _Hooks:
         event.listen(self._engine, "begin_twophase", self._begin_twophase)
         event.listen(self._engine, "before_cursor_execute", self._before_cursor_execute)
         event.listen(self._engine, "handle_error", self._handle_error)
-        event.listen(Session, "before_flush", self._before_flush)
+        # Sessions are many and short, so the class is listened to; that must not keep the engine alive.
+        hooks = weakref.ref(self)
+
+        def before_flush(session: Session, context: Any, instances: Any) -> None:
+            alive = hooks()
+            if alive is not None:
+                alive._before_flush(session)
+
+        event.listen(Session, "before_flush", before_flush)
 
     def _checkout(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
         self._keeper.look_again()
@@ -150,7 +165,7 @@ class _Hooks:
 
     # -- an ORM flush, as a whole, before its first statement ------------------------------------------
 
-    def _before_flush(self, session: Session, context: Any, instances: Any) -> None:
+    def _before_flush(self, session: Session) -> None:
         for objects in _by_class(session.new):
             self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=False)
         for objects in _by_class(session.dirty):
@@ -197,9 +212,13 @@ class _Hooks:
         error, connection = context.sqlalchemy_exception, context.connection
         if connection is None or not isinstance(error, DBAPIError) or sqlstate(error) != _CHECK_VIOLATION:
             return None
+        if self._keeper.is_inside:  # the side connection has the same dialect, and this is a dialect's event
+            return None
         told = told_of_row(error)
+        if told.get("constraint_name") or told.get("schema_name") is None:
+            return None  # a CHECK of the user's
         known = self._keeper.known_table(told.get("schema_name"), told.get("table_name"))
-        if known is None or told.get("constraint_name"):
+        if known is None:
             return None
         return self._made_after_all(connection, known, told.get("detail") or "")
 

@@ -36,7 +36,7 @@ from .errors import (
 )
 from .periods import KeyValue
 from .plan import Coverage, ManagedTable, Partition, plan_rows
-from .sessions import side_engine
+from .sessions import side_connection
 
 OnError: TypeAlias = Literal["log", "raise"]
 
@@ -113,7 +113,7 @@ class Keeper:
                 field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".'
             )
         self._engine = engine
-        self._ddl_engine = side_engine(engine, ddl_url) if ddl_url is not None else None
+        self._ddl_url = ddl_url
         self._schema = schema
         self._refresh = seconds("refresh", refresh)
         self._wait = seconds("wait", wait)
@@ -171,21 +171,23 @@ class Keeper:
         """
         if _inside.get() or time.monotonic() < self._due:
             return
-        with self._turn(wait=False) as ours:
-            if not ours:
+        # Until what there is has been seen once, nothing can be looked at: then everybody waits for that.
+        with self._turn(wait=not self.has_looked) as ours:
+            if not ours or time.monotonic() < self._due:
                 return
-            self._due = time.monotonic() + self._refresh
-            with self._guarded(), self._side() as side:
-                report = maintenance.ensure(
-                    side, schema=self._schema, give_up_at=time.monotonic() + self._wait
-                )
-                self._load(side)
-                failed = [f"{r.table}: {r.error}" for r in report.results if r.error]
-                self._error = "; ".join(failed) or None
-                if self._error and self._on_error == "raise":
-                    raise PartitionPending(
-                        table=failed[0], window="", reason=self._error, progress="the next look tries again"
-                    )
+            try:
+                with self._guarded(), self._side() as side:
+                    self._look(side)
+            finally:
+                self._due = time.monotonic() + self._refresh
+
+    def _look(self, side: Connection) -> None:
+        report = maintenance.ensure(side, schema=self._schema, give_up_at=time.monotonic() + self._wait)
+        self._load(side)
+        failed = [result for result in report.results if result.error]
+        self._error = "; ".join(f"{result.table}: {result.error}" for result in failed) or None
+        if failed and self._on_error == "raise":
+            raise LockNotAvailable(table=failed[0].table, reason=failed[0].error)
 
     def began(self, connection: Connection) -> None:
         """Note that a transaction begins: what is learned from here on it may not see by itself.
@@ -211,11 +213,18 @@ class Keeper:
                 except LockNotAvailable as error:
                     logger.info("still waiting to make partitions of %s: %s", known.table, error)
                     self._pending.setdefault(oid, set()).update(keys)
+                except PartitionError as error:  # the transaction that asked will be told when it asks again
+                    logger.info("no longer making partitions of %s: %s", known.table, error)
 
     @property
     def has_looked(self) -> bool:
         """Whether what there is has been looked at once."""
         return self._due > 0
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether this is our own side connection at work, whose events are not the application's."""
+        return _inside.get()
 
     @property
     def has_pending(self) -> bool:
@@ -275,8 +284,11 @@ class Keeper:
         return current is not None and current.coverage.covers(key, key)
 
     def known_table(self, schema: str | None, name: str | None) -> Known | None:
-        """Return the managed table of that schema and name."""
-        return next((k for k in self._by_name.get(name or "", ()) if k.table.schema == schema), None)
+        """Return the managed table of that schema and name, also one declared since the last look."""
+        if not self.candidates(name or "", schema):
+            with self._turn() as _, self._guarded(), self._side() as side:
+                self._load(side)
+        return next(iter(self.candidates(name or "", schema)), None)
 
     # -- inside ----------------------------------------------------------------------------------------
 
@@ -378,7 +390,7 @@ class Keeper:
     def _side(self) -> Iterator[Connection]:
         token = _inside.set(True)
         try:
-            with (self._ddl_engine or side_engine(self._engine)).connect() as connection:
+            with side_connection(self._engine, self._ddl_url) as connection:
                 yield connection
         finally:
             _inside.reset(token)

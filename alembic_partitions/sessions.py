@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
@@ -35,6 +37,17 @@ def side_engine(engine: Engine, url: str | URL | None = None) -> Engine:
     from sqlalchemy.ext.asyncio import create_async_engine  # not everybody has greenlet installed
 
     return create_async_engine(target, poolclass=NullPool).sync_engine
+
+
+@contextmanager
+def side_connection(engine: Engine, url: str | URL | None = None) -> Iterator[Connection]:
+    """Open a connection of :func:`side_engine` for the length of a ``with`` block.
+
+    At READ COMMITTED, whatever the application's own level: in AUTOCOMMIT a transaction of ours would be none,
+    and above READ COMMITTED it would not see what a competitor has just committed.
+    """
+    with side_engine(engine, url).connect() as connection:
+        yield connection.execution_options(isolation_level="READ COMMITTED")
 
 
 def pause(connection: Connection, seconds: float) -> None:

@@ -79,6 +79,17 @@ def _bulk_insert_mappings(session: Session, moments: list[datetime]) -> None:
     session.bulk_insert_mappings(sa.inspect(Odds), [{"when": moment} for moment in moments])
 
 
+def _orm_insert_values(session: Session, moments: list[datetime]) -> None:
+    for moment in moments:
+        session.execute(insert(Odds).values(when=moment))
+
+
+def _orm_update_statement(session: Session, moments: list[datetime]) -> None:
+    for moment in moments:
+        row = session.scalars(insert(Odds).values(when=days_from_now(0)).returning(Odds.id)).one()
+        session.execute(sa.update(Odds).where(Odds.id == row).values(when=moment))
+
+
 def _core_single(session: Session, moments: list[datetime]) -> None:
     for moment in moments:
         session.connection().execute(odds.insert().values(at=moment))
@@ -135,6 +146,8 @@ PATHS = (
     _orm_bulk_insert_returning,
     _bulk_save,
     _bulk_insert_mappings,
+    _orm_insert_values,
+    _orm_update_statement,
     _core_single,
     _core_own_bind_name,
     _core_executemany,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
 import time
+import weakref
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -86,6 +88,82 @@ def test_a_process_that_lives_past_midnight_does_not_run_out(
             app.connection(_nothing)
             assert _made_for(moment) in partitions(engine, "odds")
             time.sleep(0.002)
+
+
+def test_threads_wait_for_the_first_look(database: Database, engine: Engine) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=0, lookback=0))
+    failures: list[Exception] = []
+    with running(database, "psycopg2", engine_options={"pool_size": 8}) as app:
+        barrier = threading.Barrier(8)
+
+        def work(day: int) -> None:
+            try:
+                barrier.wait()
+                app.connection(lambda c: _insert(c, days_from_now(FAR + day)))
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(day,)) for day in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert sum(rows_by_partition(engine, "odds").values()) == 8
+
+
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "REPEATABLE READ", "SERIALIZABLE"])
+def test_the_level_of_the_engine_is_not_that_of_the_side_connection(
+    database: Database, any_driver: str, engine: Engine, level: str
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    options = {"isolation_level": level}
+    with (
+        running(database, any_driver, engine_options=options, wait="200 ms") as app,
+        engine.connect() as peer,
+    ):
+        app.connection(_nothing)
+        peer.exec_driver_sql("LOCK TABLE odds IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(PartitionPending):
+            app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        # A table left half-made would show that CREATE and ATTACH were not one transaction.
+        assert not sa.inspect(engine).has_table(_made_for(days_from_now(FAR)))
+        peer.rollback()
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+    assert sum(rows_by_partition(engine, "odds").values()) == 1
+
+
+def test_an_unseen_row_of_a_table_declared_since_is_found_all_the_same(database: Database, engine: Engine) -> None:
+    with running(database, "psycopg2", refresh="1 h") as app:
+        app.connection(_nothing)
+        declare(engine, "odds", nz_racing_day("at", premake=2))
+        with pytest.raises(PartitionPending, match="made meanwhile"):
+            app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+    assert sum(rows_by_partition(engine, "odds").values()) == 1
+
+
+def test_a_check_constraint_of_the_users_stays_what_it_is(database: Database, engine: Engine) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2), sa.CheckConstraint("id > 0", name="positive"))
+    with running(database, "psycopg2") as app, pytest.raises(DBAPIError, match='"positive"'):
+        app.connection(
+            lambda c: c.exec_driver_sql("INSERT INTO odds OVERRIDING SYSTEM VALUE VALUES (-1, now())")
+        )
+
+
+def test_an_engine_is_not_kept_alive_by_its_hooks(database: Database) -> None:
+    engine = sa.create_engine(database.url)
+    keep(engine)
+    gone = weakref.ref(engine)
+    engine.dispose()
+    del engine
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_database_than_postgresql_is_refused() -> None:
+    with pytest.raises(PolicyError, match="sqlite has no partitions"):
+        keep(sa.create_engine("sqlite://"))
 
 
 def test_a_table_declared_later_is_found_at_the_next_look(database: Database, engine: Engine) -> None:

@@ -152,7 +152,9 @@ def _entrant_then_history(connection: Connection, number: int, moment: datetime)
     connection.execute(history_table.insert().values(at=moment, entrant_id=number))
 
 
-def test_the_writer_of_the_other_end_is_told_at_once_and_its_retry_passes(racing: App, engine: Engine) -> None:
+def test_the_writer_of_the_other_end_is_told_at_once_and_its_retry_passes(
+    racing: App, engine: Engine
+) -> None:
     moment = days_from_now(100)
     with pytest.raises(PartitionPending, match=r"holds RowExclusiveLock on entrants.*run it again") as caught:
         racing.connection(lambda c: _entrant_then_history(c, 1, moment))
