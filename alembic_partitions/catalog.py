@@ -35,7 +35,8 @@ ORDER BY n.nspname
 """)
 
 # Tables partitioned by something, with their first key column and what LIKE and ATTACH leave behind.
-# attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set. relam is 0 up to 16.
+# attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set; 0 on a dropped column up to 16.
+# relam is 0 up to 16.
 _PARENTS = text("""
 SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
        p.partstrat::text AS strategy, p.partnatts AS natts,
@@ -43,9 +44,11 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS 
        pg_get_userbyid(c.relowner) AS owner, c.relreplident::text AS replica_identity,
        c.relrowsecurity AS row_security,
        (SELECT m.amname FROM pg_am m WHERE m.oid = c.relam) AS access_method,
+       (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = c.reltablespace) AS tablespace_of_parent,
        (SELECT json_agg(json_build_array(s.attname, s.attstattarget) ORDER BY s.attnum)::text
         FROM pg_attribute s
-        WHERE s.attrelid = c.oid AND s.attnum > 0 AND s.attstattarget >= 0) AS statistics,
+        WHERE s.attrelid = c.oid AND s.attnum > 0 AND NOT s.attisdropped
+          AND s.attstattarget >= 0) AS statistics,
        (SELECT json_agg(DISTINCT k.other::regclass::text)::text
         FROM (SELECT confrelid AS other FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f'
               UNION SELECT conrelid FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f') k
@@ -56,7 +59,8 @@ LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND p.partattrs[0] <> 0
 """).columns(
     *map(column, ("schema", "name", "oid", "kind", "strategy", "natts", "key", "type", "owner")),
-    *map(column, ("replica_identity", "row_security", "access_method", "statistics", "key_tables")),
+    *map(column, ("replica_identity", "row_security", "access_method", "tablespace_of_parent")),
+    *map(column, ("statistics", "key_tables")),
 )
 
 # The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
@@ -341,6 +345,7 @@ def _traits(row: Row[Any]) -> Traits:
         row_security=row.row_security,
         statistics=tuple((name, target) for name, target in json.loads(row.statistics or "[]")),
         access_method=row.access_method,
+        tablespace=row.tablespace_of_parent,
         key_tables=tuple(json.loads(row.key_tables or "[]")),
     )
 

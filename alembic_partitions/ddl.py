@@ -1,4 +1,4 @@
-"""Every write: our two tables, and DDL elements that are quoted in the last step, by SQLAlchemy's preparer."""
+"""Every write: our two tables, and DDL elements quoted in the last step, by SQLAlchemy's preparer."""
 
 from __future__ import annotations
 
@@ -149,6 +149,14 @@ def _qualified(schema: str | None, name: str) -> str:
     return f"{_quote(schema)}.{_quote(name)}" if schema else str(_quote(name))
 
 
+def _do(block: str) -> str:
+    """Run a PL/pgSQL block, in dollar quotes that no name inside can close."""
+    tag = "$alembic_partitions$"
+    while tag in block:
+        tag = f"{tag[:-1]}_$"
+    return f"DO {tag}\n{block}END {tag}"
+
+
 def bound_literal(value: KeyValue, key_type: KeyType) -> str:
     """Write a bound: an absolute instant (``+00``) for timestamptz, so no session's TimeZone can move it."""
     if not isinstance(value, datetime):
@@ -200,15 +208,16 @@ class CreateLike(_OfPartition):
     """
 
     def sql(self) -> str:
-        policy, method = self.step.table.policy, self.step.table.traits.access_method
+        policy, traits = self.step.table.policy, self.step.table.traits
+        tablespace = (policy and policy.tablespace) or traits.tablespace
         text = f"CREATE TABLE {self.child} (LIKE {self.parent} INCLUDING ALL EXCLUDING IDENTITY)"
-        if method is not None:
-            text += f" USING {_quote(method)}"
+        if traits.access_method is not None:
+            text += f" USING {_quote(traits.access_method)}"
         if policy is not None and policy.storage_parameters:
             options = (f"{name} = {_literal(value)}" for name, value in policy.storage_parameters.items())
             text += f" WITH ({', '.join(options)})"
-        if policy is not None and policy.tablespace is not None:
-            text += f" TABLESPACE {_quote(policy.tablespace)}"
+        if tablespace is not None:
+            text += f" TABLESPACE {_quote(tablespace)}"
         return text
 
 
@@ -242,13 +251,13 @@ class SetReplicaIndex(_OfPartition):
 
     def sql(self) -> str:
         child, parent = _literal(self.child), _literal(self.parent)
-        return (
-            "DO $alembic_partitions$ BEGIN EXECUTE ("
+        return _do(
+            "BEGIN EXECUTE ("
             f"SELECT format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', {child}, c.relname)"
             " FROM pg_index p JOIN pg_inherits i ON i.inhparent = p.indexrelid"
             " JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid"
             f" WHERE p.indrelid = {parent}::regclass AND p.indisreplident AND x.indrelid = {child}::regclass"
-            "); END $alembic_partitions$"
+            "); "
         )
 
 
@@ -276,7 +285,9 @@ class Attach(_OfPartition):
     def sql(self) -> str:
         key_type = self.step.table.grid.key_type
         lower, upper = (bound_literal(value, key_type) for value in (self.step.lower, self.step.upper))
-        return f"ALTER TABLE {self.parent} ATTACH PARTITION {self.child} FOR VALUES FROM ({lower}) TO ({upper})"
+        return (
+            f"ALTER TABLE {self.parent} ATTACH PARTITION {self.child} FOR VALUES FROM ({lower}) TO ({upper})"
+        )
 
 
 def partition_elements(step: CreatePartition, user: str | None = None) -> list[Element]:
@@ -322,9 +333,7 @@ class EnsureOurTables(Element):
                 f"    RAISE EXCEPTION 'table {table.name} is not ours: set ALEMBIC_PARTITIONS_SCHEMA';\n"
                 "  END IF;\n"
             )
-        return (
-            "DO $alembic_partitions$\nDECLARE found oid;\nBEGIN\n" + "".join(blocks) + "END $alembic_partitions$"
-        )
+        return _do("DECLARE found oid;\nBEGIN\n" + "".join(blocks))
 
 
 @dataclass(eq=False)
@@ -336,14 +345,16 @@ class DetachForeign(Element):
 
     def sql(self) -> str:
         parent = _literal(_qualified(self.home, self.name))
-        return (
-            "DO $alembic_partitions$\nDECLARE part regclass;\nBEGIN\n"
-            f"  FOR part IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = to_regclass({parent})\n"
+        return _do(
+            "DECLARE part regclass; pending boolean;\nBEGIN\n"
+            "  FOR part, pending IN SELECT i.inhrelid, i.inhdetachpending FROM pg_inherits i\n"
+            f"    WHERE i.inhparent = to_regclass({parent})\n"
             "    AND NOT starts_with(coalesce(obj_description(i.inhrelid, 'pg_class'), ''),"
             f" {_literal(PARTITION_MARK)})\n"
             "  LOOP\n"
-            f"    EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', {parent}, part);\n"
-            "  END LOOP;\nEND $alembic_partitions$"
+            f"    EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', {parent}, part)\n"
+            "      || CASE WHEN pending THEN ' FINALIZE' ELSE '' END;\n"
+            "  END LOOP;\n"
         )
 
 
@@ -357,8 +368,8 @@ class DropEmptyPartitions(Element):
 
     def sql(self) -> str:
         parent, mark = _literal(_qualified(self.home, self.name)), _literal(PARTITION_MARK + self.made_by)
-        return (
-            "DO $alembic_partitions$\nDECLARE part regclass; filled boolean;\nBEGIN\n"
+        return _do(
+            "DECLARE part regclass; filled boolean;\nBEGIN\n"
             f"  FOR part IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = {parent}::regclass\n"
             f"    AND obj_description(i.inhrelid, 'pg_class') = {mark}\n"
             "  LOOP\n"
@@ -368,5 +379,5 @@ class DropEmptyPartitions(Element):
             "    IF filled THEN RAISE NOTICE 'partition % is not empty and stays', part;\n"
             "    ELSE EXECUTE format('DROP TABLE %s', part);\n"
             "    END IF;\n"
-            "  END LOOP;\nEND $alembic_partitions$"
+            "  END LOOP;\n"
         )

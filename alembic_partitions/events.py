@@ -24,7 +24,8 @@ from sqlalchemy.util.concurrency import in_greenlet
 from . import maintenance, rows
 from .drivers import sqlstate, told_of_row
 from .errors import PartitionError, PartitionPending, PolicyError
-from .keeper import Health, Keeper, Known, OnError
+from .health import Health
+from .keeper import Keeper, Known, OnError
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine

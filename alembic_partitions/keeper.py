@@ -6,11 +6,8 @@ round trip. Anything else happens on a second connection, at most one a process,
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +15,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.util import await_only
 
 from . import catalog, executor, maintenance, rows
 from .drivers import backend_pid, reason
@@ -34,9 +29,10 @@ from .errors import (
     PolicyError,
     WindowRangeError,
 )
+from .health import Health, health_of
 from .periods import KeyValue
 from .plan import Coverage, ManagedTable, Partition, plan_rows
-from .sessions import side_connection
+from .sessions import Turn, side_connection
 
 OnError: TypeAlias = Literal["log", "raise"]
 
@@ -56,27 +52,6 @@ def seconds(field: str, text: str) -> float:
     if match is None:
         raise PolicyError(field=field, problem=f"{text!r} is no duration", remedy='Give one such as "5 min".')
     return float(match[1]) * _UNITS[match[2]]
-
-
-@dataclass(frozen=True, slots=True)
-class TableHealth:
-    """One table seen from outside: what it lacks right now."""
-
-    table: str
-    #: A row written now would find no partition.
-    current_missing: bool
-    #: Windows that should stand ready and do not.
-    missing: tuple[str, ...]
-    findings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Health:
-    """Whether inserts are safe. ``error`` is the last thing that went wrong in a hook, or ``None``."""
-
-    ok: bool
-    tables: tuple[TableHealth, ...] = ()
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +93,7 @@ class Keeper:
         self._refresh = seconds("refresh", refresh)
         self._wait = seconds("wait", wait)
         self._on_error = on_error
-        self._turn = _Turn(engine.dialect.is_async)
+        self._turn = Turn(engine.dialect.is_async)
         self._due = 0.0
         self._config_schema: str | None = None
         self._generation = 0
@@ -151,16 +126,7 @@ class Keeper:
             plans = self.plan()
         except (PartitionError, DBAPIError, OSError) as error:
             return Health(ok=False, error=_told(error))
-        tables = tuple(
-            TableHealth(
-                table=item.table,
-                current_missing=item.plan.current_missing,
-                missing=tuple(step.name for step in item.plan.steps),
-                findings=tuple(map(str, item.plan.findings)),
-            )
-            for item in plans
-        )
-        return Health(not any(t.current_missing for t in tables), tables, self._error)
+        return health_of((item.plan for item in plans), self._error)
 
     # -- what the hooks call ---------------------------------------------------------------------------
 
@@ -414,42 +380,6 @@ class _Look:
     known: Known
     range: tuple[KeyValue, KeyValue] | None = None
     lacking: set[KeyValue] = field(default_factory=set)
-
-
-class _Turn:
-    """One DDL connection a process at a time: a lock for threads, or one for the tasks of an event loop."""
-
-    def __init__(self, is_async: bool) -> None:
-        self._is_async = is_async
-        self._renew()
-
-    def _renew(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
-
-    @contextmanager
-    def __call__(self, wait: bool = True) -> Iterator[bool]:
-        """Yield whether it is our turn; with ``wait`` it always is, in the end."""
-        if os.getpid() != self._pid:  # after fork the lock may be held by a thread that is not here
-            self._renew()
-        if self._is_async:
-            lock = self._loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-            if lock.locked() and not wait:
-                yield False
-                return
-            await_only(lock.acquire())
-            try:
-                yield True
-            finally:
-                lock.release()
-        elif not self._lock.acquire(blocking=wait):
-            yield False
-        else:
-            try:
-                yield True
-            finally:
-                self._lock.release()
 
 
 def _is_native(value: Any, key_type: str) -> bool:

@@ -145,10 +145,12 @@ def ensure(
         works = [_Work(_plan(connection, table, now)) for table in snapshot.tables]
     # Every table's current and next window before any table's far horizon: time may run out.
     for near in (True, False):
-        for work in works:
-            for step in work.plan.steps:
-                if (step.distance <= 1) is near:
-                    _make(connection, step, work, snapshot.user, give_up_at)
+        todo = [(w, [s for s in w.plan.steps if (s.distance <= 1) is near]) for w in works if not w.error]
+        todo = [(work, steps) for work, steps in todo if steps]
+        for number, (work, steps) in enumerate(todo):
+            patience = _share(give_up_at, len(todo) - number)
+            for step in steps:
+                _make(connection, step, work, snapshot.user, give_up_at, patience)
     report = Report(tuple(_result(work) for work in works))
     if report.created or any(work.error for work in works):
         _record(connection, snapshot, "ensure", report)
@@ -186,14 +188,27 @@ def _plan(connection: Connection, table: ManagedTable, now: datetime) -> Plan:
     return with_free_names(connection, lambda taken: plan_horizon(table, now, taken))
 
 
+def _share(give_up_at: float | None, tables: int) -> float | None:
+    """Divide what is left of the time: one whose locks are not to be had must not use up the others' too."""
+    if give_up_at is None:
+        return None
+    now = time.monotonic()
+    return now + max(give_up_at - now, 0) / tables
+
+
 def _make(
-    connection: Connection, step: CreatePartition, work: _Work, user: str, give_up_at: float | None
+    connection: Connection,
+    step: CreatePartition,
+    work: _Work,
+    user: str,
+    give_up_at: float | None,
+    patience: float | None,
 ) -> None:
     if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
         work.missing.append(step)
         return
     try:
-        if executor.create_partition(connection, step, user=user, give_up_at=give_up_at):
+        if executor.create_partition(connection, step, user=user, give_up_at=patience):
             work.created.append(step.name)
     except (PartitionError, DBAPIError) as error:
         work.missing.append(step)
@@ -219,7 +234,8 @@ def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, rep
     try:
         with connection.begin():
             connection.execute(
-                ddl.runs_table(snapshot.config_schema).insert(),
+                # Inline: RETURNING id would need SELECT as well.
+                ddl.runs_table(snapshot.config_schema).insert().inline(),
                 {
                     "started_at": snapshot.now,
                     "action": action,

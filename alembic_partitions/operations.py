@@ -6,10 +6,11 @@ connection and transaction, and print with ``--sql`` what they would send.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Container, Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from alembic.operations import MigrateOperation, Operations
@@ -19,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.schema import SchemaItem
 
 from . import catalog, ddl, maintenance
-from .errors import NotManagedError, PolicyError
+from .errors import NotManagedError, PolicyError, WindowRangeError
 from .periods import KeyType, KeyValue
 from .plan import ManagedTable, Plan, plan_horizon, plan_windows, windows_between
 from .policy import PartitionPolicy
@@ -113,6 +114,7 @@ class DropPartitionedTableOp(MigrateOperation):
         *existing_columns: SchemaItem,
         existing_policy: PartitionPolicy | None = None,
         schema: str | None = None,
+        if_exists: bool | None = None,
         **kw: Any,
     ) -> None:
         """Drop a partitioned table and its partitions.
@@ -120,19 +122,21 @@ class DropPartitionedTableOp(MigrateOperation):
         A partition that lacks our mark (attached by hand) is detached first and stays as a table.
 
         :param existing_columns: with ``existing_policy``, what the reverse needs to create it again.
+        :param kw: further arguments that it was created with, such as ``comment``.
         """
         reverse = None
         if existing_policy is not None:
             reverse = CreatePartitionedTableOp(
-                table_name, existing_columns, policy=existing_policy, schema=schema
+                table_name, existing_columns, policy=existing_policy, schema=schema, **kw
             )
-        operations.invoke(cls(table_name, schema=schema, reverse=reverse, **kw))
+        operations.invoke(cls(table_name, schema=schema, if_exists=if_exists, reverse=reverse))
 
     def reverse(self) -> CreatePartitionedTableOp:
         """Return the operation that undoes this one."""
         if self._reverse is None:
             raise ValueError(
-                f"drop_partitioned_table({self.table_name!r}) needs its columns and existing_policy= to be reversed"
+                f"drop_partitioned_table({self.table_name!r}) needs its columns and existing_policy="
+                " to be reversed"
             )
         return self._reverse
 
@@ -146,7 +150,12 @@ class AlterPartitionPolicyOp(MigrateOperation):
     """Change fields of a table's policy, declared and in force."""
 
     def __init__(
-        self, table_name: str, changes: Mapping[str, Any], existing: Mapping[str, Any], *, schema: str | None = None
+        self,
+        table_name: str,
+        changes: Mapping[str, Any],
+        existing: Mapping[str, Any],
+        *,
+        schema: str | None = None,
     ) -> None:
         self.table_name = table_name
         self.changes = changes
@@ -211,9 +220,11 @@ class CreatePartitionsOp(MigrateOperation):
         :param start: a date (the begin of that local day), a naive time (on the policy's clocks) or an
             instant; ISO 8601 text works too.
         :param stop: likewise.
-        :param kw: ``schema``; and, as offline mode cannot look, ``existing_policy`` and ``existing_key_type``.
+        :param kw: ``schema``; and, as offline mode cannot look, ``existing_policy`` and
+            ``existing_key_type``.
         :raises NotManagedError: the table has no policy.
-        :raises PolicyError: ``start`` is not before ``stop``, or the windows are too many for one transaction.
+        :raises PolicyError: ``start`` is not before ``stop``, the windows are too many for one transaction,
+            or the policy is disabled.
         """
         operations.invoke(cls(table_name, start, stop, **kw))
 
@@ -268,8 +279,15 @@ def _create_partitioned_table(operations: Operations, operation: CreatePartition
     home = _ensure_our_tables(operations)
     operations.impl.create_table(table)
     values = _columns(policy.to_dict())
-    target = insert(ddl.config_table(home)).inline().values(
-        table_schema=_schema(operation.schema), table_name=table.name, declared=_json(policy.to_dict()), **values
+    target = (
+        insert(ddl.config_table(home))
+        .inline()
+        .values(
+            table_schema=_schema(operation.schema),
+            table_name=table.name,
+            declared=_json(policy.to_dict()),
+            **values,
+        )
     )
     operations.execute(
         target.on_conflict_do_update(
@@ -300,7 +318,9 @@ def _first_windows(
 def _drop_partitioned_table(operations: Operations, operation: DropPartitionedTableOp) -> None:
     config = ddl.config_table(_ensure_our_tables(operations))
     operations.execute(ddl.DetachForeign(operation.schema, operation.table_name))
-    operations.invoke(DropTableOp(operation.table_name, schema=operation.schema, if_exists=operation.if_exists))
+    operations.invoke(
+        DropTableOp(operation.table_name, schema=operation.schema, if_exists=operation.if_exists)
+    )
     operations.execute(config.delete().where(_row(config, operation.schema, operation.table_name)))
 
 
@@ -318,9 +338,11 @@ def _alter_partition_policy(operations: Operations, operation: AlterPartitionPol
     if connection is None:
         checked = PartitionPolicy("key").changed(**changes)
     else:
-        policy = _managed(connection, home, operation.schema, operation.table_name).policy
+        found = _managed(connection, home, operation.schema, operation.table_name)
         # A row that an operator spoiled by SQL can still be mended by a migration.
-        checked = (policy or PartitionPolicy("key")).changed(**changes)
+        checked = (found.policy or PartitionPolicy("key")).changed(**changes)
+        if found.key_type is not None:
+            checked.grid(found.key_type)
     before = policy.to_dict() if policy is not None else {}
     # A new interval brings its own default premake along.
     follows = {"premake"} if "interval" in changes else set()
@@ -346,15 +368,39 @@ def _create_partitions(operations: Operations, operation: CreatePartitionsOp) ->
         found = _managed(connection, _home(operations), operation.schema, operation.table_name)
     if found.problem is not None:
         raise PolicyError(field="key", problem=found.problem[1], remedy="Correct the policy or the table.")
-    grid = found.grid
-    start, stop = grid.key_of(operation.start), grid.key_of(operation.stop)
-    windows = list(windows_between(grid, start, stop, most=MOST_WINDOWS))
+    if found.policy is not None and not found.policy.enabled:
+        raise PolicyError(
+            field="enabled",
+            problem=f"the policy of {found} is disabled, so nothing is made",
+            remedy="Enable it first: op.alter_partition_policy(..., enabled=True).",
+        )
+    if connection is not None and found.oid is not None:
+        # Take our turn, then look again: an application may be making the same windows.
+        operations.execute(ddl.LockParent(found.oid))
+        found = dataclasses.replace(found, partitions=catalog.partitions_of(connection, found))
+    start, stop = (_key(found, name, getattr(operation, name)) for name in ("start", "stop"))
+    windows = list(windows_between(found.grid, start, stop, most=MOST_WINDOWS))
 
     def make(taken: Container[str]) -> Plan:
         return plan_windows(found, windows, taken, made_by=operation.made_by)
 
     planned = make(()) if connection is None else maintenance.with_free_names(connection, make)
     _run_steps(operations, planned)
+
+
+def _key(table: ManagedTable, name: str, moment: KeyValue | str) -> KeyValue:
+    if isinstance(moment, (str, date)):
+        try:
+            return table.grid.key_of(moment)
+        except WindowRangeError:
+            raise
+        except ValueError:
+            pass
+    raise PolicyError(
+        field=name,
+        problem=f"{moment!r} is no moment",
+        remedy="Give a date, a datetime, or either as ISO 8601 text.",
+    )
 
 
 @Operations.implementation_for(DropPartitionsOp)
@@ -404,7 +450,7 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
 
 
 def _home(operations: Operations) -> str | None:
-    """Return the schema of our two tables: as told, else beside alembic_version; ``None`` is the default one."""
+    """Return the schema of our two tables: as told, else beside alembic_version; ``None`` is the default."""
     context = operations.migration_context
     environment = context.environment_context
     told = os.environ.get(maintenance.SCHEMA_VARIABLE)

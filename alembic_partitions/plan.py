@@ -9,14 +9,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 
 from .errors import KeyOutsideLimits, NotManagedError, PolicyError, WindowRangeError
 from .naming import partition_name
 from .periods import Grid, KeyType, KeyValue, Period, Window, exact_suffix
 from .policy import PartitionPolicy
-
 
 #: The comments that make our two tables ours; the number is the layout's version.
 CONFIG_MARK = "alembic_partitions: configuration, layout 1"
@@ -69,6 +68,7 @@ class Traits:
     row_security: bool = False
     statistics: tuple[tuple[str, int], ...] = ()
     access_method: str | None = None
+    tablespace: str | None = None
     key_tables: tuple[str, ...] = ()
 
 
@@ -138,13 +138,16 @@ class Plan:
     table: ManagedTable
     steps: tuple[CreatePartition, ...] = ()
     findings: tuple[Finding, ...] = ()
+    #: No step can give the current window its partition: the calendar ends, or one there is half detached.
+    current_blocked: bool = False
 
     @property
     def current_missing(self) -> bool:
         """Whether a row written now would find no partition."""
-        if any(f.refusal in (Refusal.NO_TABLE, Refusal.UNFIT, Refusal.OUT_OF_RANGE) for f in self.findings):
+        if self.table.problem is not None:
             return True
-        return not self.table.has_default and any(s.reason is Reason.CURRENT for s in self.steps)
+        current = self.current_blocked or any(s.reason is Reason.CURRENT for s in self.steps)
+        return current and not self.table.has_default
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +162,7 @@ class Coverage:
         """Merge partitions that touch; DEFAULT ones and half-detached ones cover nothing."""
         begins: list[KeyValue | None] = []
         ends: list[KeyValue | None] = []
-        for part in _in_order(partitions):
-            if part.is_default or part.detach_pending:
-                continue
+        for part in _in_order(p for p in partitions if not p.is_default and not p.detach_pending):
             if ends and ends[-1] == part.lower:
                 ends[-1] = part.upper
             else:
@@ -198,14 +199,19 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     if refused is not None or table.policy is None:
         return Plan(table, findings=(refused,) if refused else ())
     policy, grid = table.policy, table.grid
-    findings: list[Finding] = []
     try:
         current = grid.at(grid.key_at(now))
-        wanted = [(current, Reason.CURRENT, 0)]
+    except WindowRangeError as error:
+        return Plan(table, findings=(Finding(Refusal.OUT_OF_RANGE, str(error)),), current_blocked=True)
+    wanted, findings = [(current, Reason.CURRENT, 0)], list[Finding]()
+    try:
         window = current
         for distance in range(1, policy.premake + 1):
             window = grid.after(window)
             wanted.append((window, Reason.AHEAD, distance))
+    except WindowRangeError as error:
+        findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
+    try:
         window, oldest = current, _cutoff(policy, grid, now)
         for distance in range(1, policy.lookback + 1):
             window = grid.before(window)
@@ -215,7 +221,12 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     except WindowRangeError as error:
         findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
     steps, more = _fill(table, wanted, taken)
-    return Plan(table, tuple(sorted(steps, key=lambda s: s.distance)), (*findings, *more))
+    return Plan(
+        table,
+        tuple(sorted(steps, key=lambda s: s.distance)),
+        (*findings, *more),
+        current_blocked=any(p.detach_pending for p in _overlapping(_bounded(table), current)),
+    )
 
 
 def plan_rows(
@@ -291,13 +302,21 @@ def _refused(table: ManagedTable) -> Finding | None:
 def _cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | None:
     if policy.retention is None:
         return None
-    return grid.key_at(Period.parse(policy.retention).before(now, policy.timezone))
+    return _key_near(grid, Period.parse(policy.retention).before(now, policy.timezone))
+
+
+def _key_near(grid: Grid, instant: datetime) -> KeyValue:
+    """Return the key of an instant, which a very long period may have moved to an end of the calendar, where
+    there is no room for another zone's clocks."""
+    room = timedelta(days=2)
+    first, last = (end.replace(tzinfo=timezone.utc) for end in (datetime.min + room, datetime.max - room))
+    return grid.key_at(min(max(instant, first), last))
 
 
 def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
     policy, grid = table.policy, table.grid
     assert policy is not None
-    newest = grid.key_at(Period.parse(policy.max_ahead).after(now, policy.timezone))
+    newest = _key_near(grid, Period.parse(policy.max_ahead).after(now, policy.timezone))
     if value > newest:
         raise KeyOutsideLimits(
             table=str(table),
@@ -310,7 +329,7 @@ def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
     reach = policy.max_behind or policy.retention
     if reach is None:
         return
-    oldest = grid.key_at(Period.parse(reach).before(now, policy.timezone))
+    oldest = _key_near(grid, Period.parse(reach).before(now, policy.timezone))
     if value < oldest:
         raise KeyOutsideLimits(
             table=str(table), value=value, problem=f"earlier than {oldest}", field=name, limit=reach
@@ -324,7 +343,7 @@ def _fill(
     made_by: str = "ensure",
 ) -> tuple[list[CreatePartition], list[Finding]]:
     """Cut what exists out of the wanted windows; each piece left is a step."""
-    neighbours = [p for p in _in_order(table.partitions) if not p.is_default]
+    neighbours = _bounded(table)
     used = _Names(taken, {p.name for p in table.partitions})
     steps, findings = [], dict[str, Finding]()
     for window, reason, distance in wanted:
@@ -372,8 +391,18 @@ class _Names:
         return name in self.mine or name in self.others
 
 
+def _bounded(table: ManagedTable) -> list[Partition]:
+    return _in_order(p for p in table.partitions if not p.is_default)
+
+
 def _in_order(partitions: Iterable[Partition]) -> list[Partition]:
-    unbounded = [p for p in partitions if p.lower is None]
+    partitions = list(partitions)
+    # Several begin before the calendar where hand-made bounds are -infinity or BC; the last one reaches into
+    # it, or none does.
+    unbounded = sorted(
+        (p for p in partitions if p.lower is None),
+        key=lambda p: (p.upper is None, p.upper),  # at most one ends nowhere, so None meets no other
+    )[-1:]
     bounded = sorted(
         (p for p in partitions if p.lower is not None),
         key=lambda p: p.lower,  # type: ignore[arg-type,return-value]  # None is not among them

@@ -9,9 +9,12 @@ SQLAlchemy's greenlet.
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
@@ -56,3 +59,39 @@ def pause(connection: Connection, seconds: float) -> None:
         await_only(asyncio.sleep(seconds))
     else:
         time.sleep(seconds)
+
+
+class Turn:
+    """One DDL connection a process at a time: a lock for threads, or one for the tasks of an event loop."""
+
+    def __init__(self, is_async: bool) -> None:
+        self._is_async = is_async
+        self._renew()
+
+    def _renew(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    @contextmanager
+    def __call__(self, wait: bool = True) -> Iterator[bool]:
+        """Yield whether it is our turn; with ``wait`` it always is, in the end."""
+        if os.getpid() != self._pid:  # after fork the lock may be held by a thread that is not here
+            self._renew()
+        if self._is_async:
+            lock = self._loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+            if lock.locked() and not wait:
+                yield False
+                return
+            await_only(lock.acquire())
+            try:
+                yield True
+            finally:
+                lock.release()
+        elif not self._lock.acquire(blocking=wait):
+            yield False
+        else:
+            try:
+                yield True
+            finally:
+                self._lock.release()

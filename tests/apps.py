@@ -18,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from alembic_partitions import PartitionPolicy, keep
 from alembic_partitions.events import AsyncKeeper
-from alembic_partitions.keeper import Health, Keeper
+from alembic_partitions.health import Health
+from alembic_partitions.keeper import Keeper
 from alembic_partitions.maintenance import Report
 from tests.databases import Database
 

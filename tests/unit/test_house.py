@@ -45,7 +45,6 @@ FLOORS = {
 
 # Neighbours on one floor do not know each other, but for these.
 SIDEWAYS = {
-    ("naming", "periods"),
     ("events", "keeper"),  # the listeners are thin: what they do is the keeper's
     ("cli", "demo"),
     ("__main__", "cli"),
