@@ -51,7 +51,8 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS 
           AND s.attstattarget >= 0) AS statistics,
        (SELECT json_agg(DISTINCT k.other::regclass::text)::text
         FROM (SELECT confrelid AS other FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f'
-              UNION SELECT conrelid FROM pg_constraint WHERE confrelid = c.oid AND contype = 'f') k
+              -- pg_constraint has no index by the table referred to; the triggers of the key have one
+              UNION SELECT tgconstrrelid FROM pg_trigger WHERE tgrelid = c.oid AND tgconstrrelid <> 0) k
         WHERE k.other <> c.oid) AS key_tables
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -72,6 +73,10 @@ JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE i.inhparent = ANY (CAST(:parents AS oid[]))
 """)
+
+# Those of them that bear one of some names: found by index, however many others there are. A name is only a
+# hint where to look first; what covers what is told by the bounds.
+_NAMED_PARTITIONS = text(f"{_PARTITIONS.text} AND c.relname = ANY (CAST(:names AS text[]))")
 
 # Which of some names are in use in a schema, by a relation or by a type (a table makes one of its name).
 _NAMES_IN_USE = text("""
@@ -186,11 +191,15 @@ def find_config(connection: Connection, schema: str | None = None) -> str | None
 
 
 def read_snapshot(
-    connection: Connection, config_schema: str, tables: Collection[str] | None = None
+    connection: Connection,
+    config_schema: str,
+    tables: Collection[str] | None = None,
+    partitions: bool = True,
 ) -> Snapshot:
     """Read what is managed, in two statements; needs a transaction of its own (it sets TimeZone for it).
 
     :param tables: only those of these names, plain or ``schema.name``.
+    :param partitions: ``False`` reads none: one statement, and :func:`with_partitions` can follow.
     """
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
@@ -215,17 +224,25 @@ def read_snapshot(
     if tables is not None:
         found = [t for t in found if t.name in tables or str(t) in tables]
     first = rows[0]
-    return Snapshot(
-        config_schema, first.now, first.in_recovery, first.user, tuple(with_partitions(connection, found))
-    )
+    complete = with_partitions(connection, found) if partitions else found
+    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(complete))
 
 
-def with_partitions(connection: Connection, tables: Sequence[ManagedTable]) -> Iterator[ManagedTable]:
-    """Yield the tables with their partitions filled in; under the settings of :func:`utc_settings`."""
+def with_partitions(
+    connection: Connection, tables: Sequence[ManagedTable], names: Collection[str] | None = None
+) -> Iterator[ManagedTable]:
+    """Yield the tables with their partitions filled in; under the settings of :func:`utc_settings`.
+
+    :param names: only the partitions of these names.
+    """
     known = {t.oid: t for t in tables if t.oid is not None and t.problem is None}
     children: dict[int, list[Partition]] = {oid: [] for oid in known}
     if known:
-        for row in connection.execute(_PARTITIONS, {"parents": list(known)}):
+        query = _PARTITIONS
+        wanted: dict[str, list[Any]] = {"parents": list(known)}
+        if names is not None:
+            query, wanted = _NAMED_PARTITIONS, {**wanted, "names": list(names)}
+        for row in connection.execute(query, wanted):
             children[row.parent].append(_partition(row, known[row.parent].key_type))
     for item in tables:
         parts = children.get(item.oid) if item.oid is not None else None

@@ -333,7 +333,7 @@ class Keeper:
             low = high = None
         if _is_native(low, key_type) and _is_native(high, key_type) and known.coverage.covers(low, high):
             return _Look(known, (low, high))
-        keys = set(rows.key_values(values, key_type, connection))
+        keys = set(rows.key_values(set(values), key_type, connection))
         if not keys:
             return _Look(known)
         lacking = {key for key in keys if not known.coverage.covers(key, key)}

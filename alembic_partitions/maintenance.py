@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Container
+from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from . import catalog, ddl, executor
 from .drivers import reason
 from .errors import ConfigurationError, NotManagedError, PartitionError
-from .plan import CreatePartition, ManagedTable, Plan, plan_horizon
+from .plan import Coverage, CreatePartition, ManagedTable, Plan, plan_horizon
 
 logger = logging.getLogger("alembic_partitions")
 
@@ -135,14 +135,16 @@ def ensure(
     :param give_up_at: ``time.monotonic()`` after which no further partition is begun.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
-    snapshot = _snapshot(connection, schema, tables)
-    if snapshot is None:
-        return Report()
-    if snapshot.in_recovery:
-        return Report(in_recovery=True)
-    now = clock(snapshot.now)
     with connection.begin():
-        works = [_Work(_plan(connection, table, now)) for table in snapshot.tables]
+        found = config_schema(connection, schema)
+        if found is None:
+            return Report()
+        snapshot = catalog.read_snapshot(connection, found, tables, partitions=False)
+        _known(snapshot, tables)
+        if snapshot.in_recovery:
+            return Report(in_recovery=True)
+        now = clock(snapshot.now)
+        works = [_Work(plan) for plan in _plans(connection, snapshot.tables, now)]
     # Every table's current and next window before any table's far horizon: time may run out.
     for near in (True, False):
         todo = [(w, [s for s in w.plan.steps if (s.distance <= 1) is near]) for w in works if not w.error]
@@ -169,6 +171,31 @@ def with_free_names(connection: Connection, make: Callable[[Container[str]], Pla
         taken |= found
 
 
+def _plans(connection: Connection, tables: Sequence[ManagedTable], now: datetime) -> list[Plan]:
+    """Plan tables whose partitions have not been read: first look only where the horizon's windows should be.
+
+    Where these partitions cover the horizon no other can matter, since partitions do not overlap. Only a table
+    that they leave wanting is read as a whole.
+    """
+    bare = [plan_horizon(table, now) for table in tables]
+    names = {step.name for plan in bare for step in plan.steps}
+    seen = list(catalog.with_partitions(connection, tables, names))
+    healthy = [_spanned(table, plan) for table, plan in zip(seen, bare, strict=True)]
+    wanting = [table for table, well in zip(tables, healthy, strict=True) if not well]
+    whole = iter(catalog.with_partitions(connection, wanting)) if wanting else iter(())
+    return [
+        Plan(t) if well else _plan(connection, next(whole), now)
+        for t, well in zip(seen, healthy, strict=True)
+    ]
+
+
+def _spanned(table: ManagedTable, bare: Plan) -> bool:
+    coverage = Coverage.of(table.partitions)
+    return (
+        bool(bare.steps) and not bare.findings and all(coverage.spans(s.lower, s.upper) for s in bare.steps)
+    )
+
+
 def _snapshot(
     connection: Connection, schema: str | None, tables: Collection[str] | None
 ) -> catalog.Snapshot | None:
@@ -177,11 +204,15 @@ def _snapshot(
         if found is None:
             return None
         snapshot = catalog.read_snapshot(connection, found, tables)
+    _known(snapshot, tables)
+    return snapshot
+
+
+def _known(snapshot: catalog.Snapshot, tables: Collection[str] | None) -> None:
     known = {name for table in snapshot.tables for name in (table.name, str(table))}
     for name in tables or ():
         if name not in known:
             raise NotManagedError(table=name)
-    return snapshot
 
 
 def _plan(connection: Connection, table: ManagedTable, now: datetime) -> Plan:

@@ -11,7 +11,7 @@ from datetime import date, datetime, tzinfo
 from typing import Any
 
 import pytz
-from sqlalchemy import BindParameter, Connection, Insert, Table, Update
+from sqlalchemy import BindParameter, Connection, Insert, TableClause, Update
 from sqlalchemy.engine.interfaces import ExecutionContext
 from sqlalchemy.sql.elements import KeyedColumnElement
 
@@ -19,10 +19,10 @@ from .drivers import session_parameter
 from .periods import KeyType, KeyValue
 
 
-def target_of(context: ExecutionContext) -> tuple[Table, str | None] | None:
+def target_of(context: ExecutionContext) -> tuple[TableClause, str | None] | None:
     """Return the table that an INSERT or UPDATE writes, and its schema after translation."""
     statement = _statement(context)
-    if statement is None or not isinstance(statement.table, Table):
+    if statement is None or not isinstance(statement.table, TableClause):
         return None
     translation = context.execution_options.get("schema_translate_map") or {}
     schema: str | None = translation.get(statement.table.schema, statement.table.schema)

@@ -95,6 +95,11 @@ def _core_single(session: Session, moments: list[datetime]) -> None:
         session.connection().execute(odds.insert().values(at=moment))
 
 
+def _core_light_table(session: Session, moments: list[datetime]) -> None:
+    light = sa.table("odds", sa.column("at", sa.DateTime(timezone=True)))
+    session.connection().execute(light.insert(), [{"at": moment} for moment in moments])
+
+
 def _core_own_bind_name(session: Session, moments: list[datetime]) -> None:
     statement = odds.insert().values(at=sa.bindparam("moment"))
     session.connection().execute(statement, [{"moment": moment} for moment in moments])
@@ -149,6 +154,7 @@ PATHS = (
     _orm_insert_values,
     _orm_update_statement,
     _core_single,
+    _core_light_table,
     _core_own_bind_name,
     _core_executemany,
     _core_multi_values,
