@@ -95,7 +95,7 @@ def keep(
     :param schema: where partition_config lives; ``None`` finds it by our mark.
     :param refresh: how long what is known of coverage is believed.
     :param wait: how long a hook may take.
-    :param on_error: ``"log"`` never takes the application down; ``"raise"`` raises what the horizon check met.
+    :param on_error: ``"log"`` never takes the application down; ``"raise"`` raises what a look met.
     :return: a keeper; for an async engine one whose calls are awaited.
     """
     sync_engine = engine if isinstance(engine, Engine) else engine.sync_engine
@@ -130,7 +130,7 @@ class _Hooks:
         def before_flush(session: Session, context: Any, instances: Any) -> None:
             alive = hooks()
             if alive is not None:
-                alive._before_flush(session)
+                alive.before_flush(session)
 
         event.listen(Session, "before_flush", before_flush)
 
@@ -152,21 +152,22 @@ class _Hooks:
     def _before_cursor_execute(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
     ) -> None:
-        if context is None or not (context.isinsert or context.isupdate) or hasattr(context, _LOOKED):
+        if context is None or not (context.isinsert or context.isupdate):
             return
+        reading = rows.reading_of(context)
+        if reading is None:
+            return
+        schema = rows.schema_of(context, reading.table)
+        known = self._keeper.candidates(reading.table.name, schema)
         # Once an execution: insertmanyvalues fires for each batch, and the context holds all the rows.
-        setattr(context, _LOOKED, True)
-        target = rows.target_of(context)
-        if target is None:
-            return
-        table, schema = target
-        known = self._keeper.candidates(table.name, schema)
-        if known:
-            self._keeper.look(connection, known, schema, lambda key: rows.values_of(context, key))
+        if known and _LOOKED not in context.__dict__:
+            context.__dict__[_LOOKED] = True
+            self._keeper.look(connection, known, schema, lambda key: rows.values_of(context, reading, key))
 
     # -- an ORM flush, as a whole, before its first statement ------------------------------------------
 
-    def _before_flush(self, session: Session) -> None:
+    def before_flush(self, session: Session) -> None:
+        """Look at what a flush is about to write, while its transaction holds no lock yet."""
         for objects in _by_class(session.new):
             self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=False)
         for objects in _by_class(session.dirty):

@@ -7,56 +7,76 @@ Only values that are certain are returned. An expression (``literal + interval``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime, tzinfo
 from typing import Any
 
 import pytz
 from sqlalchemy import BindParameter, Connection, Insert, TableClause, Update
 from sqlalchemy.engine.interfaces import ExecutionContext
-from sqlalchemy.sql.elements import KeyedColumnElement
 
 from .drivers import session_parameter
 from .periods import KeyType, KeyValue
 
 
-def target_of(context: ExecutionContext) -> tuple[TableClause, str | None] | None:
-    """Return the table that an INSERT or UPDATE writes, and its schema after translation."""
-    statement = _statement(context)
-    if statement is None or not isinstance(statement.table, TableClause):
+@dataclass(slots=True)
+class Reading:
+    """How to read a compiled INSERT or UPDATE: its table, and by key column where the values stand.
+
+    Worked out once a compiled statement, which SQLAlchemy keeps and runs again with other values.
+    """
+
+    table: TableClause
+    statement: Insert | Update
+    columns: dict[str, tuple[list[str], Callable[[Any], Any] | None]] = field(default_factory=dict)
+
+
+def reading_of(context: ExecutionContext) -> Reading | None:
+    """Return how to read what is about to be sent, or ``None`` where it writes no rows that can be seen."""
+    compiled = context.compiled
+    if compiled is None:
         return None
-    translation = context.execution_options.get("schema_translate_map") or {}
-    schema: str | None = translation.get(statement.table.schema, statement.table.schema)
-    return statement.table, schema
+    known: Reading | None = compiled.__dict__.get(_READING, _UNREAD)
+    if known is _UNREAD:
+        statement = getattr(compiled.compile_state, "statement", None)
+        known = None
+        if isinstance(statement, (Insert, Update)) and isinstance(statement.table, TableClause):
+            known = Reading(statement.table, statement)
+        setattr(compiled, _READING, known)
+    return known
 
 
-def values_of(context: ExecutionContext, key: str) -> list[Any]:
+def schema_of(context: ExecutionContext, table: TableClause) -> str | None:
+    """Return the schema that a table's name means, after translation."""
+    translation = context.execution_options.get("schema_translate_map")
+    own: str | None = table.schema
+    return translation.get(own, own) if translation else own
+
+
+def values_of(context: ExecutionContext, reading: Reading, key: str) -> list[Any]:
     """Return what the rows of a statement carry in column ``key``, as the driver will get it."""
-    statement = _statement(context)
-    assert statement is not None
-    column = next((c for c in statement.table.columns if c.name == key), None)
-    if column is None or (isinstance(statement, Insert) and statement.select is not None):
-        return []
-    names = _bind_names(statement, column)
+    if key not in reading.columns:
+        names = _bind_names(reading.statement, key)
+        # What the execution context itself applies; a TypeDecorator's conversion is among them.
+        processors = context.compiled._bind_processors  # type: ignore[union-attr]  # noqa: SLF001
+        reading.columns[key] = names, processors.get(names[0]) if names else None
+    names, process = reading.columns[key]
     rows: Sequence[dict[str, Any]] = context.compiled_parameters  # type: ignore[attr-defined]
     values = [row[name] for name in names for row in rows if name in row]
-    for name in names[:1]:  # one column, one type: one processor
-        # What the execution context itself applies; a TypeDecorator's conversion is among them.
-        process = context.compiled._bind_processors.get(name)  # type: ignore[union-attr]  # noqa: SLF001
-        if process is not None:
-            values = [process(value) for value in values]
+    if process is not None:
+        values = [process(value) for value in values]
     return [value for value in values if value is not None] if None in values else values
 
 
-def _statement(context: ExecutionContext) -> Insert | Update | None:
-    if not (context.isinsert or context.isupdate) or context.compiled is None:
-        return None
-    state = context.compiled.compile_state
-    statement = getattr(state, "statement", None)
-    return statement if isinstance(statement, (Insert, Update)) else None
+_READING = "_alembic_partitions_reading"
+_UNREAD: Any = object()
 
 
-def _bind_names(statement: Insert | Update, column: KeyedColumnElement[Any]) -> list[str]:
-    """Return under which names the column's values stand among the compiled parameters."""
+def _bind_names(statement: Insert | Update, key: str) -> list[str]:
+    """Return under which names a column's values stand among the compiled parameters."""
+    column = next((c for c in statement.table.columns if c.name == key), None)
+    if column is None or (isinstance(statement, Insert) and statement.select is not None):
+        return []
     rows = sum(map(len, getattr(statement, "_multi_values", ())))
     if rows:
         return [f"{column.key}_m{index}" for index in range(rows)]
