@@ -23,7 +23,7 @@ import click
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
 
 from . import deploy, maintenance
-from .sessions import side_engine
+from .sessions import side_connection
 from .talk import explain, mask, shown_log
 
 if TYPE_CHECKING:
@@ -296,8 +296,7 @@ def _visit(call: _Call, url: str | None, work: Callable[[Connection], T]) -> lis
     def beside(connection: Connection) -> None:
         if connection.dialect.name != "postgresql":
             raise click.ClickException(f"{connection.dialect.name} is not PostgreSQL.")
-        with side_engine(connection.engine).connect() as side:
-            side.execution_options(isolation_level="READ COMMITTED")
+        with side_connection(connection.engine) as side:
             done.append(work(side))
 
     if url is None:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     Identity,
     Integer,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Time,
     func,
     literal,
+    literal_column,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import JSONB
@@ -143,6 +145,12 @@ def _compile(element: Element, compiler: DDLCompiler, **kw: Any) -> str:
 
 def _literal(value: str) -> str:
     return str(literal(value, String()).compile(dialect=_DIALECT, compile_kwargs={"literal_binds": True}))
+
+
+def text_literal(value: str) -> ColumnElement[str]:
+    """Write a text into a statement. With --sql SQLAlchemy 2.0 would double each backslash: it cannot ask the
+    server for standard_conforming_strings, and takes the answer of PostgreSQL 9.0."""
+    return literal_column(_literal(value), Text())
 
 
 def _qualified(schema: str | None, name: str) -> str:
@@ -376,6 +384,9 @@ class DropEmptyPartitions(Element):
             # From here on nobody can write to it, so empty stays empty.
             "    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', part);\n"
             "    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part) INTO filled;\n"
+            # A snapshot taken before the lock does not show what was written in between.
+            "    filled := filled OR current_setting('transaction_isolation') <> 'read committed'\n"
+            "      AND pg_relation_size(part) > 0;\n"
             "    IF filled THEN RAISE NOTICE 'partition % is not empty and stays', part;\n"
             "    ELSE EXECUTE format('DROP TABLE %s', part);\n"
             "    END IF;\n"

@@ -24,7 +24,7 @@ from sqlalchemy import BigInteger, Connection, Engine, cast, column, event, func
 
 from . import maintenance
 from .errors import ConfigurationError, CoverageMissing, SettingError, UpgradeLockLost, UpgradeLockTimeout
-from .sessions import pause, side_engine
+from .sessions import pause, side_connection, side_engine
 
 if TYPE_CHECKING:  # a web process imports this module, and does not pay for Alembic
     from alembic.config import Config
@@ -407,8 +407,7 @@ def _home(migration: MigrationContext) -> str | None:
 
 
 def _extend_horizon(engine: Engine, home: str | None) -> None:
-    with side_engine(engine).connect() as connection:
-        connection.execution_options(isolation_level="READ COMMITTED")
+    with side_connection(engine) as connection:
         try:
             report = maintenance.ensure(connection, schema=home)
         except ConfigurationError:

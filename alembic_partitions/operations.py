@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import CreateTableOp, DropTableOp
-from sqlalchemy import ColumnElement, Connection, Table, Text, Time, and_, cast, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Table, Time, and_, cast, func, select
 from sqlalchemy.dialects.postgresql import JSONB, insert
 from sqlalchemy.schema import SchemaItem
 
@@ -284,7 +284,7 @@ def _create_partitioned_table(operations: Operations, operation: CreatePartition
         .inline()
         .values(
             table_schema=_schema(operation.schema),
-            table_name=table.name,
+            table_name=ddl.text_literal(table.name),
             declared=_json(policy.to_dict()),
             **values,
         )
@@ -484,25 +484,30 @@ def _managed(connection: Connection, home: str | None, schema: str | None, name:
 
 
 def _row(config: Table, schema: str | None, name: str) -> ColumnElement[bool]:
-    return and_(config.c.table_schema == _schema(schema), config.c.table_name == name)
+    return and_(config.c.table_schema == _schema(schema), config.c.table_name == ddl.text_literal(name))
 
 
 def _schema(schema: str | None) -> ColumnElement[str]:
-    return func.current_schema() if schema is None else literal(schema, Text())
+    return func.current_schema() if schema is None else ddl.text_literal(schema)
 
 
 def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return policy fields as columns of partition_config, each a value that --sql can print."""
-    columns: dict[str, Any] = {"partition_key" if name == "key" else name: v for name, v in fields.items()}
+    columns: dict[str, Any] = {
+        "partition_key" if name == "key" else name: ddl.text_literal(value)
+        if isinstance(value, str)
+        else value
+        for name, value in fields.items()
+    }
     if "day_start" in columns:
-        columns["day_start"] = cast(literal(columns["day_start"], Text()), Time())
+        columns["day_start"] = cast(columns["day_start"], Time())
     if "storage_parameters" in columns:
         columns["storage_parameters"] = _json(columns["storage_parameters"])
     return columns
 
 
 def _json(value: Mapping[str, Any]) -> ColumnElement[Any]:
-    return cast(literal(json.dumps(value), Text()), JSONB())
+    return cast(ddl.text_literal(json.dumps(value)), JSONB())
 
 
 def _iso(moment: KeyValue | str) -> str:

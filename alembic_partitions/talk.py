@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote
 
@@ -28,7 +28,10 @@ def explain(error: BaseException, urls: Iterable[str] = ()) -> str:
 
     :param urls: database URLs in use, as their owners wrote them.
     """
-    urls = [*urls, *filter(None, [os.environ.get("DATABASE_URL")])]
+    urls = list(urls)
+    if isinstance(error, (ArgumentError, ValueError)) and not isinstance(error, PartitionError):
+        # Where env.py reads it by itself.
+        urls += filter(None, [os.environ.get("DATABASE_URL")])
     if any(map(_unreadable, urls)):
         return "a database URL cannot be read: write its port in digits, and special characters as %XX."
     cause = reason(error) if isinstance(error, DBAPIError) else str(error)
@@ -40,8 +43,10 @@ def explain(error: BaseException, urls: Iterable[str] = ()) -> str:
     return mask(f"revision {revision}: {line}" if revision else line, urls)
 
 
-def mask(text: str, urls: Iterable[str] = ()) -> str:
+def mask(text: str, urls: Collection[str] = ()) -> str:
     """Return ``text`` without passwords: of ``urls``, of the environment, and whatever looks like one."""
+    for url in filter(_unreadable, urls):
+        text = text.replace(url, _HIDDEN)
     text = _IN_URL.sub(rf"\g<before>:{_HIDDEN}@", text)
     text = _IN_WORDS.sub(rf"\g<before>{_HIDDEN}", text)
     for secret in sorted(_secrets([*urls, *os.environ.values()]), key=len, reverse=True):
@@ -83,8 +88,6 @@ def _secrets(urls: Iterable[str]) -> set[str]:
 
 def _unreadable(url: str) -> bool:
     match = _IN_URL.match(url)
-    if not url.startswith("postgres"):
-        return False
     try:
         make_url(url)
     except (ArgumentError, ValueError):

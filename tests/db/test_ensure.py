@@ -616,8 +616,10 @@ def test_a_competitor_who_commits_in_time_costs_nothing(engine: Engine, short_of
 
 def test_two_runs_at_once_take_turns(engine: Engine, short_of_today: Engine) -> None:
     reports: list[maintenance.Report] = []
-    with meanwhile(engine, "SET LOCAL", lambda: reports.append(ensure(short_of_today))):
+    competing = meanwhile(engine, "SET LOCAL", lambda: reports.append(ensure(short_of_today)))
+    with listening(engine) as sent, competing:
         reports.append(ensure(engine))
+    assert not [s for s in sent.statements if s.startswith("CREATE")]  # it looked when its turn came
     assert [report.created for report in reports] == [1, 0]
     assert [result.error for report in reports for result in report.results] == [None, None]
 

@@ -323,14 +323,17 @@ def test_a_lock_given_back_in_time_costs_a_retry_and_nothing_else(engine: Engine
     assert len(tries) == 3
 
 
-def test_one_locked_table_stops_no_other_and_is_told(engine: Engine, ours: Engine) -> None:
+def test_one_locked_table_stops_no_other_and_is_told(
+    engine: Engine, ours: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_LONGEST_PAUSE", 0.001)  # it would try to the very end of its time
     for name in ("odds", "other"):
         declare(engine, name)
         run(engine, f"DROP TABLE {name}_2026_04_05")
     with engine.connect() as holder:
         holder.execute(text("LOCK TABLE odds IN SHARE MODE"))
         with ours.connect() as connection:
-            odds, other = maintenance.ensure(connection, give_up_at=time.monotonic() + 2).results
+            odds, other = maintenance.ensure(connection, give_up_at=time.monotonic() + 1).results
     assert odds.error is not None
     assert "holds ShareLock on odds" in odds.error
     assert odds.current_missing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime
 from pathlib import Path
 from textwrap import dedent, indent
@@ -442,6 +443,33 @@ def test_drop_partitions_leaves_those_with_rows_and_those_of_others(engine: Engi
     assert scalar(engine, "SELECT count(*) FROM odds") == 1
 
 
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+def test_drop_partitions_never_drops_a_row_that_is_just_being_written(
+    engine: Engine, database: Database, level: str
+) -> None:
+    declare(engine)
+    with operations(engine) as op:
+        op.create_partitions("odds", "2026-06-01", "2026-06-03")
+    migration = sa.create_engine(database.url, isolation_level=level, poolclass=sa.NullPool)
+
+    def drop_partitions() -> None:
+        with operations(migration) as op:
+            op.drop_partitions("odds", "2026-06-01", "2026-06-03")
+
+    with ThreadPoolExecutor() as pool, engine.connect() as writer:
+        writer.execute(sa.text("INSERT INTO odds (at) VALUES ('2026-06-01 13:37:11+12')"))
+        migrating = pool.submit(drop_partitions)
+        while not scalar(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = " + HERE):
+            assert not migrating.done()
+        writer.commit()
+        migrating.result()
+    assert scalar(engine, "SELECT count(*) FROM odds") == 1
+    assert [name for name in partitions(engine) if "_06_" in name] == ["odds_2026_06_01"]
+
+
+HERE = "(SELECT oid FROM pg_database WHERE datname = current_database())"
+
+
 def test_create_partitions_fills_around_what_stands(engine: Engine) -> None:
     declare(engine)
     run(
@@ -475,6 +503,7 @@ def test_create_partitions_takes_turns_with_an_application_that_makes_the_same(
         run(other, "UPDATE partition_config SET premake = 5")
         with other.connect() as application:
             result = maintenance.ensure(application, give_up_at=time.monotonic() + 0.2).results[0]
+    assert not pending
     assert result.error is not None
     assert "holds ShareUpdateExclusiveLock on odds" in result.error
     assert partitions(engine) == [*FOUR_DAYS, *(f"odds_2026_04_{n:02}" for n in range(8, 12))]

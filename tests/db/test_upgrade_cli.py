@@ -291,6 +291,9 @@ def test_a_url_that_cannot_be_read(project: Project) -> None:
             outcome = project.run(verb, "--url", url)
             assert outcome.failed()
             assert PASSWORD not in outcome.err, outcome.err
+        traced = project.run("ensure", "-v", "--url", url)
+        assert "Traceback" in traced.err
+        assert PASSWORD not in traced.err
 
 
 def test_a_url_of_another_database(project: Project) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy.exc import OperationalError
 
 from alembic_partitions import cli, deploy, talk, upgrade_lock_key
@@ -18,8 +20,19 @@ from alembic_partitions.errors import PolicyError, SettingError
 PASSWORD = "tell-nobody"
 
 
-def run(*arguments: str, **env: str | None) -> Result:
-    return CliRunner(env=env).invoke(cli.main, arguments)
+@dataclass
+class Result:
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str) -> Result:
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert isinstance(ended.value.code, int)
+    return Result(ended.value.code, out.getvalue(), err.getvalue())
 
 
 def complaint(result: Result) -> str:
