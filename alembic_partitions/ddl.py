@@ -119,7 +119,7 @@ def runs_table(schema: str | None) -> Table:
 # Statements are written without a driver's placeholders, so "%" stays as it is: what is printed is what is
 # sent. standard_conforming_strings is on since PostgreSQL 9.1.
 _DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-_DIALECT._backslash_escapes = False
+_DIALECT._backslash_escapes = False  # noqa: SLF001
 _quote = _DIALECT.identifier_preparer.quote
 
 
@@ -139,7 +139,7 @@ class Element(ExecutableDDLElement):
 @compiles(Element, "postgresql")
 def _compile(element: Element, compiler: DDLCompiler, **kw: Any) -> str:
     # Drivers with %-placeholders halve each "%%" again on the way out.
-    doubled: bool = compiler.preparer._double_percents
+    doubled: bool = compiler.preparer._double_percents  # noqa: SLF001
     return element.sql().replace("%", "%%") if doubled else element.sql()
 
 

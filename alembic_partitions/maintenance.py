@@ -174,8 +174,8 @@ def with_free_names(connection: Connection, make: Callable[[Container[str]], Pla
 def _plans(connection: Connection, tables: Sequence[ManagedTable], now: datetime) -> list[Plan]:
     """Plan tables whose partitions have not been read: first look only where the horizon's windows should be.
 
-    Where these partitions cover the horizon no other can matter, since partitions do not overlap. Only a table
-    that they leave wanting is read as a whole.
+    Where these partitions cover the horizon no other can matter, since partitions do not overlap. Only a
+    table that they leave wanting is read as a whole.
     """
     bare = [plan_horizon(table, now) for table in tables]
     names = {step.name for plan in bare for step in plan.steps}

@@ -46,8 +46,8 @@ def side_engine(engine: Engine, url: str | URL | None = None) -> Engine:
 def side_connection(engine: Engine, url: str | URL | None = None) -> Iterator[Connection]:
     """Open a connection of :func:`side_engine` for the length of a ``with`` block.
 
-    At READ COMMITTED, whatever the application's own level: in AUTOCOMMIT a transaction of ours would be none,
-    and above READ COMMITTED it would not see what a competitor has just committed.
+    At READ COMMITTED, whatever the application's own level: in AUTOCOMMIT a transaction of ours would be
+    none, and above READ COMMITTED it would not see what a competitor has just committed.
     """
     with side_engine(engine, url).connect() as connection:
         yield connection.execution_options(isolation_level="READ COMMITTED")

@@ -133,7 +133,7 @@ def test_the_level_of_the_engine_is_not_that_of_the_side_connection(
     assert sum(rows_by_partition(engine, "odds").values()) == 1
 
 
-def test_an_unseen_row_of_a_table_declared_since_is_found_all_the_same(database: Database, engine: Engine) -> None:
+def test_an_unseen_row_of_a_table_declared_since_is_found(database: Database, engine: Engine) -> None:
     with running(database, "psycopg2", refresh="1 h") as app:
         app.connection(_nothing)
         declare(engine, "odds", nz_racing_day("at", premake=2))
@@ -218,9 +218,11 @@ def test_a_failure_at_start_is_logged_and_shown_and_the_application_runs(
 def test_on_error_raise_raises(database: Database, any_driver: str, engine: Engine, roles: Roles) -> None:
     declare(engine, "odds", nz_racing_day("at", premake=2))
     url = roles.create("app", "NOSUPERUSER")
-    with running(database, any_driver, url=url, on_error="raise") as app:
-        with pytest.raises(DBAPIError, match="permission denied for table partition_config"):
-            app.connection(_nothing)
+    with (
+        running(database, any_driver, url=url, on_error="raise") as app,
+        pytest.raises(DBAPIError, match="permission denied for table partition_config"),
+    ):
+        app.connection(_nothing)
 
 
 def test_wrong_options_are_refused_where_they_are_given(engine: Engine) -> None:
@@ -238,9 +240,11 @@ def test_two_configurations_are_an_error_that_names_both(database: Database, eng
         own = sa.create_engine(database.url, connect_args=options)
         declare(own, "odds", nz_racing_day("at", premake=2))
         own.dispose()
-    with running(database, "psycopg2", on_error="raise") as app:
-        with pytest.raises(ConfigurationError, match="schema 'north' and schema 'south'"):
-            app.connection(_nothing)
+    with (
+        running(database, "psycopg2", on_error="raise") as app,
+        pytest.raises(ConfigurationError, match="schema 'north' and schema 'south'"),
+    ):
+        app.connection(_nothing)
     with running(database, "psycopg2", on_error="raise", schema="south") as app:
         assert [t.table for t in app.health().tables] == ["south.odds"]
 
@@ -418,8 +422,8 @@ def test_with_a_ddl_url_the_application_needs_insert_and_select_alone(
     assert sum(rows_by_partition(engine, "odds").values()) == 2
     with engine.connect() as connection:
         owners = connection.exec_driver_sql(
-            "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class JOIN pg_inherits ON inhrelid = pg_class.oid"
-            " WHERE relkind = 'r'"
+            "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class"
+            " JOIN pg_inherits ON inhrelid = pg_class.oid WHERE relkind = 'r'"
         )
         assert owners.scalars().all() == [owner.username]
 
