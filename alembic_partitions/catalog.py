@@ -20,7 +20,7 @@ from sqlalchemy import Connection, and_, column, func, select, table, text, true
 from sqlalchemy.engine import Row
 
 from .errors import ConfigurationError, PolicyError
-from .periods import KeyType, KeyValue
+from .periods import KeyType, KeyValue, iso_time
 from .plan import CONFIG_MARK, ManagedTable, Partition, Refusal, Traits
 from .policy import PartitionPolicy
 
@@ -391,11 +391,5 @@ def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:
         return end.date() if key_type == "date" else zoned
     if key_type == "date":
         return date.fromisoformat(digits)
-    value = datetime.fromisoformat(_pad_fraction(digits.removesuffix("+00")))
-    return value.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else value
-
-
-def _pad_fraction(digits: str) -> str:
-    """Python 3.10 reads a fraction of three or six digits only; PostgreSQL prints as many as are needed."""
-    whole, dot, fraction = digits.partition(".")
-    return f"{whole}.{fraction:0<6}" if dot else whole
+    value = iso_time(digits)
+    return value.astimezone(pytz.utc) if key_type == "timestamptz" else value

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-from sqlalchemy import BigInteger, Connection, Engine, cast, column, event, func, literal, select, table
+from sqlalchemy import BigInteger, Connection, Engine, cast, column, event, func, literal, select, table, true
 
 from . import maintenance
 from .errors import ConfigurationError, CoverageMissing, SettingError, UpgradeLockLost, UpgradeLockTimeout
@@ -210,7 +210,7 @@ def _locked(migration: MigrationContext, lock_timeout: float | None) -> Iterator
     # One that waits for the end of the same outer transaction holds the lock already.
     run = _runs(connection.info).get(_version_table(migration)) or _Run(migration, connection)
     try:
-        run.take(seconds, _at_head(migration, connection) if command in _UPGRADES else None)
+        run.take(seconds, _Waiting(migration, connection, command in _UPGRADES))
         yield
         run.extends = run.extends or command in _UPGRADES
     except BaseException:
@@ -237,27 +237,35 @@ def _lock_timeout(migration: MigrationContext, given: float | None) -> float:
     return DEFAULT_LOCK_TIMEOUT
 
 
-def _at_head(migration: MigrationContext, connection: Connection) -> Callable[[], bool] | None:
-    """Return the question whether there is nothing to do, where it may be asked before the lock is ours."""
-    begun = connection.in_transaction()
-    if begun and connection.get_isolation_level() in {"REPEATABLE READ", "SERIALIZABLE"}:
-        return None  # the first statement would freeze what the transaction sees of alembic_version
+class _Waiting:
+    """What may be asked on the migration's own connection before the lock is ours, and nothing more."""
 
-    # On the migration's own connection: its search_path may be a tenant's.
-    def ask() -> bool:
-        try:
-            steps = list(migration.opts["fn"](migration.get_current_heads(), migration))
-        finally:
-            if not begun:
-                connection.rollback()
-        if begun:
-            _drop_snapshot(connection)
-        return not steps
+    def __init__(self, migration: MigrationContext, connection: Connection, is_upgrade: bool) -> None:
+        self._migration, self._connection = migration, connection
+        self._level = connection.get_isolation_level() if connection.in_transaction() else None
+        # In a transaction of env.py's own the first query would freeze what it sees of alembic_version.
+        frozen = self._level in {"REPEATABLE READ", "SERIALIZABLE"}
+        self.may_be_at_head = is_upgrade and not frozen
 
-    return ask
+    def at_head(self) -> bool:
+        """Return whether there is nothing to do: here, as this connection's search_path may be a tenant's."""
+        heads = self._migration.get_current_heads()
+        steps = list(self._migration.opts["fn"](heads, self._migration))
+        self.keep_alive()
+        # Without heads Alembic makes its version table yet.
+        return bool(heads) and not steps
+
+    def keep_alive(self) -> None:
+        """Say something, before idle_session_timeout ends the session, and keep no snapshot."""
+        if self._level in {None, "AUTOCOMMIT"}:
+            self._connection.scalar(select(true()))
+        else:
+            _answer(self._connection)
+        if self._level is None:
+            self._connection.rollback()
 
 
-def _drop_snapshot(connection: Connection) -> None:
+def _answer(connection: Connection) -> None:
     # A savepoint is answered without a snapshot. A SELECT is not, and asyncpg would keep its portal, and with
     # it the snapshot, open until the next statement.
     with connection.begin_nested():
@@ -282,7 +290,7 @@ class _Run:
         self.only_if_committed = False
         self._committed = False
         self._exclusive = False
-        self._home = _home(migration)
+        self._home = maintenance.config_home(migration)
         self._migrations = connection
         self._session = side_engine(connection.engine).connect()
         try:
@@ -300,17 +308,18 @@ class _Run:
         self._siblings[self._name] = self
         event.listen(connection.engine.pool, "checkin", _checked_in)
 
-    def take(self, seconds: float, at_head: Callable[[], bool] | None) -> None:
+    def take(self, seconds: float, waiting: _Waiting) -> None:
         """Take the lock: shared where there is nothing to do, so that many replicas may find that at once."""
         deadline = time.monotonic() + seconds
         wait = _FIRST_PAUSE
-        while not (self._exclusive or self._try(at_head)):
+        while not (self._exclusive or self._try(waiting)):
             remaining = deadline - time.monotonic()
             if remaining <= 0:
                 raise UpgradeLockTimeout(database=self._database, seconds=seconds, holder=self._holders())
             if wait == _FIRST_PAUSE:
                 logger.info("waiting for the migration lock of %s (%s)", self._database, self._holders())
             pause(self._session, min(random.uniform(wait / 2, wait), remaining))
+            waiting.keep_alive()
             wait = min(wait * 2, _LONGEST_PAUSE)
 
     def finish(self) -> None:
@@ -331,11 +340,11 @@ class _Run:
                 finally:
                     self._session.close()
 
-    def _try(self, at_head: Callable[[], bool] | None) -> bool:
-        if at_head is not None:
+    def _try(self, waiting: _Waiting) -> bool:
+        if waiting.may_be_at_head:
             if not self._lock(func.pg_try_advisory_xact_lock_shared):
                 return False
-            if at_head():
+            if waiting.at_head():
                 return True
             # Two that hold it shared could each wait for the other to let go: start afresh.
             self._session.rollback()
@@ -346,14 +355,14 @@ class _Run:
         statement = select(function(literal(self._key, BigInteger)), *self._settings)
         taken = bool(self._session.scalar(statement))
         if taken:
-            _drop_snapshot(self._session)
+            _answer(self._session)
         else:
             self._session.rollback()
         return taken
 
     def _before_commit(self, *event_arguments: object) -> None:
         try:
-            _drop_snapshot(self._session)  # it is the answer that counts
+            _answer(self._session)  # it is the answer that counts
         except Exception as error:
             raise UpgradeLockLost(database=self._database) from error
         self._committed = True
@@ -396,14 +405,6 @@ def _settings(connection: Connection) -> list[Any]:
 def _checked_in(dbapi_connection: object, record: Any) -> None:
     for run in tuple(record.info.pop(_RUNS, {}).values()):
         run.finish()
-
-
-def _home(migration: MigrationContext) -> str | None:
-    """Return the schema of partition_config as the operations choose it; ``None`` where they look it up."""
-    told: Any = os.environ.get(maintenance.SCHEMA_VARIABLE)
-    if not told and migration.config is not None:
-        told = migration.config.get_alembic_option("alembic_partitions_schema")
-    return told or migration.version_table_schema
 
 
 def _extend_horizon(engine: Engine, home: str | None) -> None:

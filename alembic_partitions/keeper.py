@@ -124,7 +124,7 @@ class Keeper:
         """Tell whether inserts are safe: the plan seen from outside, and what last went wrong. No DDL."""
         try:
             plans = self.plan()
-        except (PartitionError, DBAPIError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             return Health(ok=False, error=_told(error))
         return health_of((item.plan for item in plans), self._error)
 
@@ -368,7 +368,7 @@ class Keeper:
             yield
         except (KeyOutsideLimits, WindowRangeError, LockNotAvailable, PartitionPending):
             raise  # these are answers, not failures
-        except (PartitionError, DBAPIError, OSError) as error:
+        except Exception as error:  # a driver raises its own, unwrapped, while it connects
             self._error = _told(error)
             logger.warning("partitions are not kept: %s", self._error)
             if self._on_error == "raise":
@@ -393,5 +393,5 @@ def _touches(part: Partition, low: KeyValue, high: KeyValue) -> bool:
     return (part.lower is None or part.lower <= high) and (part.upper is None or low < part.upper)
 
 
-def _told(error: BaseException) -> str:
-    return reason(error) if isinstance(error, DBAPIError) else str(error)
+def _told(error: Exception) -> str:
+    return reason(error) if isinstance(error, DBAPIError) else str(error) or type(error).__name__

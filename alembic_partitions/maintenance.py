@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -16,12 +17,18 @@ from sqlalchemy.exc import DBAPIError
 from . import catalog, ddl, executor
 from .drivers import reason
 from .errors import ConfigurationError, NotManagedError, PartitionError
+from .periods import iso_time
 from .plan import Coverage, CreatePartition, ManagedTable, Plan, plan_horizon
+
+if TYPE_CHECKING:  # a web process does not pay for Alembic
+    from alembic.runtime.migration import MigrationContext
 
 logger = logging.getLogger("alembic_partitions")
 
 NOW_VARIABLE = "ALEMBIC_PARTITIONS_NOW"
 SCHEMA_VARIABLE = "ALEMBIC_PARTITIONS_SCHEMA"
+#: The same in alembic.ini, or in the [tool.alembic] of a pyproject.toml.
+SCHEMA_OPTION = "alembic_partitions_schema"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ def parse_instant(text: str) -> datetime:
     :raises ConfigurationError: it is none.
     """
     try:
-        instant = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        instant = iso_time(text)
     except ValueError:
         instant = None
     if instant is None or instant.tzinfo is None:
@@ -95,6 +102,17 @@ def parse_instant(text: str) -> datetime:
             remedy="Give an ISO 8601 instant with its offset, such as 2026-04-05T13:37:11+12:00.",
         )
     return instant.astimezone(timezone.utc)
+
+
+def config_home(migration: MigrationContext) -> str | None:
+    """Return where a migration's partition_config belongs: as told, else beside alembic_version.
+
+    ``None`` stands for the default schema of the migration's connection.
+    """
+    told = os.environ.get(SCHEMA_VARIABLE)
+    if not told and migration.config is not None:
+        told = migration.config.get_alembic_option(SCHEMA_OPTION)
+    return told or migration.version_table_schema
 
 
 def config_schema(connection: Connection, schema: str | None) -> str | None:

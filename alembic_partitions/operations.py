@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Container, Mapping, Sequence
 from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ if TYPE_CHECKING:  # half imported while Alembic loads its plugins
 FIRST_WINDOWS = 40
 #: Windows that one op.create_partitions makes; more would exhaust max_locks_per_transaction.
 MOST_WINDOWS = 400
-SCHEMA_OPTION = "alembic_partitions_schema"
 
 _EXISTING = "existing_"
 
@@ -333,7 +331,7 @@ def _alter_partition_policy(operations: Operations, operation: AlterPartitionPol
             problem="the partition key of a table cannot be changed in place",
             remedy="Create a new table with the new key and move the rows.",
         )
-    connection, home = _online(operations), _home(operations)
+    connection, home = _online(operations), maintenance.config_home(operations.migration_context)
     policy: PartitionPolicy | None = None
     if connection is None:
         checked = PartitionPolicy("key").changed(**changes)
@@ -365,7 +363,12 @@ def _create_partitions(operations: Operations, operation: CreatePartitionsOp) ->
     if connection is None:
         found = _offline_table(operation)
     else:
-        found = _managed(connection, _home(operations), operation.schema, operation.table_name)
+        found = _managed(
+            connection,
+            maintenance.config_home(operations.migration_context),
+            operation.schema,
+            operation.table_name,
+        )
     if found.problem is not None:
         raise PolicyError(field="key", problem=found.problem[1], remedy="Correct the policy or the table.")
     if found.policy is not None and not found.policy.enabled:
@@ -449,18 +452,8 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
     )
 
 
-def _home(operations: Operations) -> str | None:
-    """Return the schema of our two tables: as told, else beside alembic_version; ``None`` is the default."""
-    context = operations.migration_context
-    environment = context.environment_context
-    told = os.environ.get(maintenance.SCHEMA_VARIABLE)
-    if not told and environment is not None and environment.config is not None:
-        told = environment.config.get_main_option(SCHEMA_OPTION)
-    return told or context.version_table_schema
-
-
 def _ensure_our_tables(operations: Operations) -> str | None:
-    home, connection = _home(operations), _online(operations)
+    home, connection = maintenance.config_home(operations.migration_context), _online(operations)
     if connection is not None:
         catalog.find_config(connection, _schema_name(connection, home))  # a clear error before anything
     operations.execute(ddl.EnsureOurTables(home))

@@ -140,7 +140,7 @@ class Grid:
         :raises ValueError: the text is none of these, or (:class:`WindowRangeError`) off the calendar.
         """
         if isinstance(moment, str):
-            moment = date.fromisoformat(moment) if len(moment) <= len("2026-04-05") else _iso_time(moment)
+            moment = date.fromisoformat(moment) if len(moment) <= len("2026-04-05") else iso_time(moment)
         if not isinstance(moment, datetime):
             if self.key_type == "date":
                 return moment
@@ -311,8 +311,21 @@ def exact_suffix(value: KeyValue) -> str:
     return f"{value:%Y_%m_%d_%H%M%S}{fraction}{'z' if value.tzinfo else ''}"
 
 
-def _iso_time(text: str) -> datetime:
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))  # Python 3.10 does not know "Z"
+_ISO_TIME = re.compile(r"(?P<time>.*?:\d\d)(?:\.(?P<fraction>\d{1,6}))?(?P<offset>Z|[+-]\d\d(?::\d\d)*)?")
+
+
+def iso_time(text: str) -> datetime:
+    """Read a time as PostgreSQL and people write it; raise ``ValueError`` for what is none.
+
+    Python 3.10 reads neither "Z" nor "+13", and fractions of three or six digits only.
+    """
+    match = _ISO_TIME.fullmatch(text)
+    if match is None:
+        return datetime.fromisoformat(text)
+    offset = (match["offset"] or "").replace("Z", "+00")
+    return datetime.fromisoformat(
+        f"{match['time']}.{match['fraction'] or '':0<6}{offset}{':00' if len(offset) == len('+13') else ''}"
+    )
 
 
 def _since_midnight(clock: time) -> timedelta:

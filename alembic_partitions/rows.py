@@ -16,7 +16,7 @@ from sqlalchemy import BindParameter, Connection, Insert, TableClause, Update
 from sqlalchemy.engine.interfaces import ExecutionContext
 
 from .drivers import session_parameter
-from .periods import KeyType, KeyValue
+from .periods import KeyType, KeyValue, iso_time
 
 
 @dataclass(slots=True)
@@ -121,7 +121,7 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return datetime.fromisoformat(value.replace("Z", "+00:00"))
+        return iso_time(value)
     except ValueError:
         return None
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from alembic_partitions import executor, maintenance
 from alembic_partitions.errors import LockNotAvailable
 from alembic_partitions.plan import CreatePartition
-from tests.databases import Database
+from tests.databases import Database, locks_referrers
 from tests.tables import NOW, columns, declare, listening, partitions, policy, rows, run, scalar
 
 ACCESS_EXCLUSIVE = "AccessExclusiveLock"
@@ -124,7 +124,7 @@ def test_every_trait_that_is_carried_over_leaves_the_locks_as_they_are(engine: E
 
 
 def test_at_either_end_of_a_foreign_key_share_row_exclusive_as_the_plan_says(
-    engine: Engine, ours: Engine
+    database: Database, engine: Engine, ours: Engine
 ) -> None:
     run(engine, "CREATE TABLE races (id int PRIMARY KEY)")
     short_of_today(
@@ -141,7 +141,7 @@ def test_at_either_end_of_a_foreign_key_share_row_exclusive_as_the_plan_says(
     found = held(engine, ours)
     assert ACCESS_EXCLUSIVE not in {mode for modes in found.values() for mode in modes}
     assert found.keys() == {"odds", "races", "bets"}
-    for name in ("races", "bets"):
+    for name in ("races", "bets") if locks_referrers(database.server_version) else ("races",):
         assert "ShareRowExclusiveLock" in found[name]
         assert found[name] <= {"AccessShareLock", "RowShareLock", "ShareRowExclusiveLock"}
     assert "ShareUpdateExclusiveLock" in found["odds"]

@@ -132,6 +132,13 @@ def test_many_multidb_replicas(tmp_path: Path, databases: Databases, database: D
         assert advisory_locks(engine) == 0
 
 
+def test_many_replicas_of_a_project_without_migrations(project: Project, engine: Engine) -> None:
+    """Alembic makes its version table even so."""
+    for outcome in [finish(process) for process in [project.start("upgrade", "head") for _ in range(4)]]:
+        outcome.succeeded()
+    assert exists(engine, "alembic_version")
+
+
 PER_MIGRATION = "target_metadata=target_metadata, transaction_per_migration=True"
 IN_A_SCHEMA = "target_metadata=target_metadata, version_table_schema='ops', version_table='history'"
 
@@ -310,6 +317,29 @@ def test_time_outs_of_the_database_do_not_end_the_session_that_holds_the_lock(
             connection.execute(text(f"ALTER DATABASE {database.name} SET {name} = '200ms'"))
     project.run("upgrade", "head").succeeded()
     assert scalar(engine, "SELECT mode FROM seen") == "ExclusiveLock"
+
+
+@pytest.mark.pg(">= 14")
+@pytest.mark.parametrize("connecting", ["connectable.connect()", "connectable.begin()"])
+def test_time_outs_of_the_database_do_not_end_a_replica_that_waits(
+    project: Project, database: Database, engine: Engine, connecting: str
+) -> None:
+    project.edit_env("connectable.connect()", connecting)
+    project.add(ORDERS)
+    # The session that waits for the lock, and the one that will migrate.
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid NOT IN (:holder, pg_backend_pid()) AND backend_start < clock_timestamp() - interval '4 s'"
+    )
+    with lock_taken(engine) as holder, engine.connect() as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
+            connection.execute(text(f"ALTER DATABASE {database.name} SET {name} = '2s'"))
+        process = project.start("upgrade", "head")
+        while connection.scalar(query, {"holder": holder}) < 2:
+            assert process.poll() is None, finish(process)
+    finish(process).succeeded()
+    assert exists(engine, "orders")
 
 
 # Nothing is left behind.

@@ -24,6 +24,7 @@ from alembic_partitions.periods import (
     changes_clocks,
     exact_suffix,
     first_instant,
+    iso_time,
     zone,
 )
 from tests.zones import HOUR, ZONES, grid, local, transitions, utc
@@ -779,3 +780,27 @@ def test_periods_before_and_after_are_inverse_away_from_clock_changes() -> None:
     for unit in INTERVALS:
         period = Period(3, unit)
         assert period.after(period.before(now, "Pacific/Auckland"), "Pacific/Auckland") == now
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2026-04-05 01:37:11+13", "2026-04-04 12:37:11"),
+        ("2026-04-05 01:37:11.80194+13", "2026-04-04 12:37:11.801940"),
+        ("2026-04-05 01:37:11.5-03:30", "2026-04-05 05:07:11.500000"),
+        ("2026-04-05T01:37:11Z", "2026-04-05 01:37:11"),
+        ("1848-01-01 00:00:00+11:39:04", "1847-12-31 12:20:56"),
+    ],
+)
+def test_times_are_read_as_postgresql_prints_them(text: str, value: str) -> None:
+    assert iso_time(text).astimezone(pytz.utc).replace(tzinfo=None) == datetime.fromisoformat(value)
+
+
+def test_a_time_without_a_zone_stays_naive() -> None:
+    assert iso_time("2026-04-05 01:37:11.5") == datetime(2026, 4, 5, 1, 37, 11, 500000)
+
+
+@pytest.mark.parametrize("text", ["", "tonight", "2026-04-05 25:00:00", "2026-04-05 01:37:11+13x"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"isoformat|hour"):
+        iso_time(text)
