@@ -1,7 +1,8 @@
 """Every read of pg_catalog and of our two tables. Each text pastes into psql.
 
 The session's TimeZone and DateStyle decide how PostgreSQL prints a bound (``pg_get_expr``), so bounds are
-read under UTC and ISO: :func:`read_clock` sets both for the transaction at hand, and tells what they were.
+read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :func:`utc_settings` for a
+stretch of somebody else's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ CONFIG_TABLE = "partition_config"
 
 # Where our configuration lives: any table of that name, and whether it carries our mark.
 _FIND_CONFIG = text("""
-SELECT n.nspname AS schema, obj_description(c.oid, 'pg_class') AS mark
+SELECT n.nspname AS schema, obj_description(c.oid, 'pg_class') AS mark,
+       CASE WHEN :bounded THEN set_config('lock_timeout', '2s', true) END
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = 'partition_config' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 ORDER BY n.nspname
@@ -49,11 +51,13 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS 
         FROM pg_attribute s
         WHERE s.attrelid = c.oid AND s.attnum > 0 AND NOT s.attisdropped
           AND s.attstattarget >= 0) AS statistics,
-       (SELECT json_agg(DISTINCT k.other::regclass::text)::text
-        FROM (SELECT confrelid AS other FROM pg_constraint WHERE conrelid = c.oid AND contype = 'f'
+       (SELECT json_agg(DISTINCT format('%I.%I', o.nspname, r.relname))::text
+        FROM (SELECT confrelid AS other FROM pg_constraint
+              WHERE conrelid = c.oid AND contype = 'f' AND conparentid = 0
               -- pg_constraint has no index by the table referred to; the triggers of the key have one
               UNION SELECT tgconstrrelid FROM pg_trigger WHERE tgrelid = c.oid AND tgconstrrelid <> 0) k
-        WHERE k.other <> c.oid) AS key_tables
+        JOIN pg_class r ON r.oid = k.other AND NOT r.relispartition
+        JOIN pg_namespace o ON o.oid = r.relnamespace) AS key_tables
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
@@ -65,9 +69,11 @@ LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND
 )
 
 # The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
+# pg_get_expr(..., c.oid) would lock each partition, and wait for one that is being changed; a bound has no
+# columns to name, so 0 does.
 _PARTITIONS = text("""
 SELECT i.inhparent AS parent, c.oid AS oid, n.nspname AS schema, c.relname AS name,
-       pg_get_expr(c.relpartbound, c.oid) AS bound, i.inhdetachpending AS detach_pending
+       pg_get_expr(c.relpartbound, 0) AS bound, i.inhdetachpending AS detach_pending
 FROM pg_inherits i
 JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -129,6 +135,17 @@ _RESOLVE = text("""
 SELECT to_regclass(concat(quote_ident(CAST(:schema AS text)) || '.', quote_ident(CAST(:name AS text))))::oid
 """)
 
+# What a name without a schema means here: the table it leads to, where a new one would go, and whether the
+# search_path leads to a partition_config with our mark.
+_MEANT = text("""
+SELECT current_schema() AS default_schema,
+       (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = to_regclass(quote_ident(CAST(:name AS text)))) AS table_schema,
+       (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE c.oid = to_regclass('partition_config')
+          AND obj_description(c.oid, 'pg_class') = :mark) AS config_schema
+""")
+
 _BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
 _KEY_TYPES: Mapping[str, KeyType] = {
     "timestamp with time zone": "timestamptz",
@@ -136,6 +153,7 @@ _KEY_TYPES: Mapping[str, KeyType] = {
     "date": "date",
 }
 _SETTINGS = ("TimeZone", "DateStyle")
+_UTC_AND_ISO = ("UTC", "ISO, YMD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,13 +182,14 @@ class Blocker:
         return f"{who}{name} holds {self.mode} on {self.relation}"
 
 
-def find_config(connection: Connection, schema: str | None = None) -> str | None:
+def find_config(connection: Connection, schema: str | None = None, bounded: bool = False) -> str | None:
     """Return the schema of our partition_config, or ``None`` where there is none.
 
+    :param bounded: let no later read of this transaction wait for a lock longer than two seconds.
     :raises ConfigurationError: there are two and ``schema`` names neither, or the one in ``schema`` is
         somebody else's.
     """
-    found = connection.execute(_FIND_CONFIG).all()
+    found = connection.execute(_FIND_CONFIG, {"bounded": bounded}).all()
     ours = [row.schema for row in found if row.mark == CONFIG_MARK]
     if schema is not None:
         if schema in ours:
@@ -208,10 +227,7 @@ def read_snapshot(
         func.now().label("now"),
         func.pg_is_in_recovery().label("in_recovery"),
         func.current_user().label("user"),
-        *(
-            func.set_config(name, value, true())
-            for name, value in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True)
-        ),
+        *(func.set_config(name, value, true()) for name, value in zip(_SETTINGS, _UTC_AND_ISO, strict=True)),
     ).subquery("session")
     parents = _PARENTS.subquery("parents")
     same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
@@ -264,15 +280,22 @@ def describe_table(connection: Connection, schema: str, name: str, policy: Parti
 def utc_settings(connection: Connection) -> Iterator[None]:
     """Read bounds under UTC and ISO inside a transaction that is not ours, and put its settings back."""
     before = connection.execute(select(*(func.current_setting(name) for name in _SETTINGS))).one()
-    # Outside a transaction a LOCAL setting would be gone with its own statement.
-    local = connection.get_isolation_level() != "AUTOCOMMIT"
-    connection.execute(
-        select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, ("UTC", "ISO, YMD"), strict=True)))
-    )
-    yield
-    connection.execute(
-        select(*(func.set_config(n, v, local) for n, v in zip(_SETTINGS, before, strict=True)))
-    )
+    # In autocommit a LOCAL setting would be gone with its own statement. The connection's own isolation level
+    # says READ COMMITTED there too.
+    local = not getattr(connection.connection.dbapi_connection, "autocommit", False)
+
+    def put(values: Sequence[Any]) -> None:
+        named = zip(_SETTINGS, values, strict=True)
+        connection.execute(select(*(func.set_config(name, value, local) for name, value in named)))
+
+    put(_UTC_AND_ISO)
+    try:
+        yield
+    except BaseException:
+        if not local:  # a transaction that is rolled back takes its settings along
+            put(before)
+        raise
+    put(before)
 
 
 def names_in_use(connection: Connection, schema: str, names: Collection[str]) -> set[str]:
@@ -297,6 +320,11 @@ def blockers(connection: Connection, parent_oid: int) -> list[Blocker]:
     """Return who holds a lock that making a partition of that parent has to wait for."""
     rows = connection.execute(_BLOCKERS, {"parent": parent_oid})
     return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
+
+
+def meant(connection: Connection, name: str = "") -> Row[Any]:
+    """Return ``default_schema``, ``table_schema`` and ``config_schema`` as the search_path has them."""
+    return connection.execute(_MEANT, {"name": name, "mark": CONFIG_MARK}).one()
 
 
 def notice(connection: Connection, partition_oid: int) -> None:

@@ -7,12 +7,11 @@ carries is told by :mod:`~alembic_partitions.rows`.
 from __future__ import annotations
 
 import re
-import time
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, overload
 
-from sqlalchemy import URL, Column, Connection, Engine, Table, event
+from sqlalchemy import URL, ClauseElement, Column, Connection, Engine, Table, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session
@@ -25,7 +24,8 @@ from . import maintenance, rows
 from .drivers import sqlstate, told_of_row
 from .errors import PartitionError, PartitionPending, PolicyError
 from .health import Health
-from .keeper import Keeper, Known, OnError
+from .keeper import Keeper, OnError
+from .knowledge import Known
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
@@ -133,15 +133,16 @@ class _Hooks:
                 alive.before_flush(session)
 
         event.listen(Session, "before_flush", before_flush)
+        weakref.finalize(self, event.remove, Session, "before_flush", before_flush).atexit = False
 
     def _checkout(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
         self._keeper.look_again()
 
     def _checkin(self, dbapi_connection: Any, record: Any) -> None:
-        # One try, now that this transaction's locks are gone; a connection that is garbage-collected in an
-        # async application comes back outside the greenlet, where nothing can be awaited.
-        if self._keeper.has_pending and (in_greenlet() or not self._engine.dialect.is_async):
-            self._keeper.settle(give_up_at=time.monotonic())
+        # Now this transaction's locks are gone. A connection that is garbage-collected in an async
+        # application comes back outside the greenlet, where nothing can be awaited.
+        if in_greenlet() or not self._engine.dialect.is_async:
+            self._keeper.settle()
 
     def _begin(self, connection: Connection) -> None:
         self._keeper.began(connection)
@@ -158,10 +159,11 @@ class _Hooks:
         if reading is None:
             return
         schema = rows.schema_of(context, reading.table)
-        known = self._keeper.candidates(reading.table.name, schema)
+        known = self._keeper.knowledge.candidates(reading.table.name, schema)
         # Once an execution: insertmanyvalues fires for each batch, and the context holds all the rows.
-        if known and _LOOKED not in context.__dict__:
-            context.__dict__[_LOOKED] = True
+        looked = context.__dict__.setdefault(_LOOKED, set()) if known else None
+        if looked is not None and self not in looked:
+            looked.add(self)
             self._keeper.look(connection, known, schema, lambda key: rows.values_of(context, reading, key))
 
     # -- an ORM flush, as a whole, before its first statement ------------------------------------------
@@ -182,13 +184,12 @@ class _Hooks:
             (table, known.key)
             for table in mapper.tables
             if isinstance(table, Table)
-            for known in self._keeper.candidates(table.name, None)
+            for known in self._keeper.knowledge.candidates(table.name, None)
         ]
         if not tables or session.get_bind(mapper).engine.pool is not self._engine.pool:
             return
         for table, key in dict.fromkeys(tables):
-            column = table.columns.get(key)
-            column = column if column is not None else next((c for c in table.columns if c.name == key), None)
+            column = next((c for c in table.columns if c.name == key), None)
             if column is None or not mapper.columns.contains_column(column):
                 continue
             attribute = mapper.get_property_by_column(column).key
@@ -205,7 +206,9 @@ class _Hooks:
             values = [process(value) for value in values]
         translation = connection.get_execution_options().get("schema_translate_map") or {}
         schema = translation.get(column.table.schema, column.table.schema)
-        known = [k for k in self._keeper.candidates(column.table.name, schema) if k.key == column.name]
+        known = [
+            k for k in self._keeper.knowledge.candidates(column.table.name, schema) if k.key == column.name
+        ]
         self._keeper.look(connection, known, schema, lambda key: values)
 
     # -- PostgreSQL still found none -------------------------------------------------------------------
@@ -217,9 +220,10 @@ class _Hooks:
         if self._keeper.is_inside:  # the side connection has the same dialect, and this is a dialect's event
             return None
         told = told_of_row(error)
-        if told.get("constraint_name") or told.get("schema_name") is None:
+        schema, table = told.get("schema_name"), told.get("table_name")
+        if told.get("constraint_name") or not schema or not table:
             return None  # a CHECK of the user's
-        known = self._keeper.known_table(told.get("schema_name"), told.get("table_name"))
+        known = self._keeper.find(schema, table)
         if known is None:
             return None
         return self._made_after_all(connection, known, told.get("detail") or "")
@@ -238,7 +242,7 @@ class _Hooks:
         return PartitionPending(
             table=str(known.table),
             window=known.table.grid.at(keys[0]).suffix,
-            reason="its rows came in a form that shows no key before it is sent",
+            reason="PostgreSQL found none for a row whose key did not show before it was sent",
             progress="the partition has been made meanwhile",
         )
 
@@ -254,4 +258,10 @@ def _attribute_values(objects: list[Any], attribute: str, changed_only: bool) ->
     """Return what is there without loading anything; a default not yet evaluated is seen at its statement."""
     if changed_only:
         objects = [obj for obj in objects if attribute in instance_state(obj).committed_state]
-    return [value for obj in objects if (value := obj.__dict__.get(attribute)) is not None]
+    values = (obj.__dict__.get(attribute) for obj in objects)
+    return [v for v in values if v is not None and not hasattr(v, "__clause_element__") and not _is_sql(v)]
+
+
+def _is_sql(value: Any) -> bool:
+    """Tell whether an attribute holds an expression, such as ``func.now()``, for the server to work out."""
+    return isinstance(value, ClauseElement)

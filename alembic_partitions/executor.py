@@ -27,8 +27,8 @@ TURN_TIMEOUT_MS = 2_000
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
 _LOST_RACE = {"42P07", "42710", "23505", "42P17"}
-# The lock was not had in time, or a deadlock was broken: nothing is wrong, try again.
-_TRY_AGAIN = {"55P03", "40P01"}
+# The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
+_TRY_AGAIN = {"55P03", "57014", "40P01"}
 
 
 @dataclass(frozen=True, slots=True)

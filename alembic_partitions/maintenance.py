@@ -117,7 +117,7 @@ def config_home(migration: MigrationContext) -> str | None:
 
 def config_schema(connection: Connection, schema: str | None) -> str | None:
     """Return where partition_config lives: as told, as the environment says, or by our mark."""
-    return catalog.find_config(connection, schema or os.environ.get(SCHEMA_VARIABLE) or None)
+    return catalog.find_config(connection, schema or os.environ.get(SCHEMA_VARIABLE) or None, bounded=True)
 
 
 def plan(

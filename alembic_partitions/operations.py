@@ -281,7 +281,7 @@ def _create_partitioned_table(operations: Operations, operation: CreatePartition
         insert(ddl.config_table(home))
         .inline()
         .values(
-            table_schema=_schema(operation.schema),
+            table_schema=_schema(_table_schema(operations, operation.schema)),
             table_name=ddl.text_literal(table.name),
             declared=_json(policy.to_dict()),
             **values,
@@ -308,18 +308,21 @@ def _first_windows(
         found = ManagedTable(operation.schema or "", table.name, first, oid=0, key_type=key_type)
         return plan_horizon(found, now)
     now = maintenance.clock(connection.execute(select(func.now())).scalar_one())
-    found = catalog.describe_table(connection, _schema_name(connection, table.schema), table.name, first)
+    found = catalog.describe_table(
+        connection, str(_table_schema(operations, table.schema)), table.name, first
+    )
     return maintenance.with_free_names(connection, lambda taken: plan_horizon(found, now, taken))
 
 
 @Operations.implementation_for(DropPartitionedTableOp)
 def _drop_partitioned_table(operations: Operations, operation: DropPartitionedTableOp) -> None:
     config = ddl.config_table(_ensure_our_tables(operations))
+    schema = _table_schema(operations, operation.schema, operation.table_name)
     operations.execute(ddl.DetachForeign(operation.schema, operation.table_name))
     operations.invoke(
         DropTableOp(operation.table_name, schema=operation.schema, if_exists=operation.if_exists)
     )
-    operations.execute(config.delete().where(_row(config, operation.schema, operation.table_name)))
+    operations.execute(config.delete().where(_row(config, schema, operation.table_name)))
 
 
 @Operations.implementation_for(AlterPartitionPolicyOp)
@@ -331,28 +334,21 @@ def _alter_partition_policy(operations: Operations, operation: AlterPartitionPol
             problem="the partition key of a table cannot be changed in place",
             remedy="Create a new table with the new key and move the rows.",
         )
-    connection, home = _online(operations), maintenance.config_home(operations.migration_context)
-    policy: PartitionPolicy | None = None
+    connection = _online(operations)
     if connection is None:
         checked = PartitionPolicy("key").changed(**changes)
     else:
-        found = _managed(connection, home, operation.schema, operation.table_name)
+        found = _managed(operations, connection, operation.schema, operation.table_name)
         # A row that an operator spoiled by SQL can still be mended by a migration.
         checked = (found.policy or PartitionPolicy("key")).changed(**changes)
         if found.key_type is not None:
             checked.grid(found.key_type)
-    before = policy.to_dict() if policy is not None else {}
-    # A new interval brings its own default premake along.
-    follows = {"premake"} if "interval" in changes else set()
-    changes = {
-        name: value
-        for name, value in checked.to_dict().items()
-        if name in changes or (name in follows and value != before.get(name))
-    }
-    config = ddl.config_table(home)
+    changes = {name: checked.to_dict()[name] for name in changes}
+    config = ddl.config_table(_home(operations))
+    schema = _table_schema(operations, operation.schema, operation.table_name)
     operations.execute(
         config.update()
-        .where(_row(config, operation.schema, operation.table_name))
+        .where(_row(config, schema, operation.table_name))
         .values(declared=config.c.declared.op("||")(_json(changes)), **_columns(changes))
     )
 
@@ -363,12 +359,7 @@ def _create_partitions(operations: Operations, operation: CreatePartitionsOp) ->
     if connection is None:
         found = _offline_table(operation)
     else:
-        found = _managed(
-            connection,
-            maintenance.config_home(operations.migration_context),
-            operation.schema,
-            operation.table_name,
-        )
+        found = _managed(operations, connection, operation.schema, operation.table_name)
     if found.problem is not None:
         raise PolicyError(field="key", problem=found.problem[1], remedy="Correct the policy or the table.")
     if found.policy is not None and not found.policy.enabled:
@@ -412,7 +403,9 @@ def _drop_partitions(operations: Operations, operation: DropPartitionsOp) -> Non
 
 
 def _run_steps(operations: Operations, planned: Plan) -> None:
-    user = planned.table.traits.owner  # a migration runs as the owner, or could not alter the table either
+    connection = _online(operations)
+    # A migration may run as a mere member of the owner.
+    user = None if connection is None else connection.scalar(select(func.current_user()))
     for step in planned.steps:
         for element in ddl.partition_elements(step, user):
             operations.execute(element)
@@ -452,22 +445,46 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
     )
 
 
+def _home(operations: Operations) -> str | None:
+    """Return the schema of our two tables; online always one, offline ``None`` for the default one."""
+    told, connection = maintenance.config_home(operations.migration_context), _online(operations)
+    if told is not None or connection is None:
+        return told
+    meant = catalog.meant(connection)
+    return str(meant.config_schema or _existing(meant.default_schema))
+
+
 def _ensure_our_tables(operations: Operations) -> str | None:
-    home, connection = maintenance.config_home(operations.migration_context), _online(operations)
+    home, connection = _home(operations), _online(operations)
     if connection is not None:
-        catalog.find_config(connection, _schema_name(connection, home))  # a clear error before anything
+        catalog.find_config(connection, home)  # a clear error before anything
     operations.execute(ddl.EnsureOurTables(home))
     return home
 
 
-def _schema_name(connection: Connection, schema: str | None) -> str:
-    return schema or str(connection.scalar(select(func.current_schema())))
+def _table_schema(operations: Operations, schema: str | None, name: str | None = None) -> str | None:
+    """Return the schema of a table that exists, or (without ``name``) of one to be made; offline as given."""
+    connection = _online(operations)
+    if schema is not None or connection is None:
+        return schema
+    meant = catalog.meant(connection, name or "")
+    return str((name and meant.table_schema) or _existing(meant.default_schema))
 
 
-def _managed(connection: Connection, home: str | None, schema: str | None, name: str) -> ManagedTable:
+def _existing(schema: str | None) -> str:
+    if schema is None:
+        raise PolicyError(
+            field="schema",
+            problem="search_path names no schema that exists, so there is no place for the table",
+            remedy="Pass schema=, or set search_path.",
+        )
+    return schema
+
+
+def _managed(operations: Operations, connection: Connection, schema: str | None, name: str) -> ManagedTable:
     """Read one managed table in the middle of a migration's transaction, whose settings stay as they are."""
-    wanted = f"{_schema_name(connection, schema)}.{name}"
-    found = catalog.find_config(connection, _schema_name(connection, home))
+    wanted = f"{_table_schema(operations, schema, name)}.{name}"
+    found = catalog.find_config(connection, _home(operations))
     if found is not None:
         with catalog.utc_settings(connection):
             snapshot = catalog.read_snapshot(connection, found, {wanted})

@@ -119,8 +119,6 @@ class PartitionPolicy(SchemaItem):
     def changed(self, **fields: Any) -> PartitionPolicy:
         """Return the policy with some fields changed, checked anew."""
         _refuse_unknown(fields)
-        if "interval" in fields and self.premake == DEFAULT_PREMAKE[self.interval]:
-            fields.setdefault("premake", None)  # 30 days were the default; they do not become 30 hours
         return dataclasses.replace(self, **fields)
 
     def __repr__(self) -> str:

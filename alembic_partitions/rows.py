@@ -7,6 +7,7 @@ Only values that are certain are returned. An expression (``literal + interval``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, tzinfo
 from typing import Any
@@ -79,10 +80,14 @@ def _bind_names(statement: Insert | Update, key: str) -> list[str]:
         return []
     rows = sum(map(len, getattr(statement, "_multi_values", ())))
     if rows:
-        return [f"{column.key}_m{index}" for index in range(rows)]
+        # A Python-side default of the first row goes by the plain name.
+        return [column.key, *(f"{column.key}_m{index}" for index in range(rows))]
     given = dict(statement._values or {})  # noqa: SLF001  # no public way to ask what .values() was given
     given.update(getattr(statement, "_ordered_values", None) or ())
-    expression = next((v for c, v in given.items() if c is column or c in (column.key, column.name)), None)
+    # Given by column (the ORM's is an annotated copy), or by name.
+    expression = next(
+        (v for c, v in given.items() if getattr(c, "key", c) in (column.key, column.name)), None
+    )
     if expression is None:
         return [column.key]
     if isinstance(expression, BindParameter):
@@ -110,7 +115,12 @@ def key_values(values: Iterable[Any], key_type: KeyType, connection: Connection)
         return zone[0]
 
     convert = _ASYNCPG if asyncpg else _PSYCOPG
-    found = (convert[key_type](_parsed(value), session_zone) for value in values)
+    found = []
+    for value in values:
+        with suppress(
+            OverflowError
+        ):  # at the ends of the calendar there is no room for another zone's clocks
+            found.append(convert[key_type](_parsed(value), session_zone))
     return [value for value in found if value is not None]
 
 

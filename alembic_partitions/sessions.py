@@ -21,35 +21,43 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 
-def side_engine(engine: Engine, url: str | URL | None = None) -> Engine:
-    """Return an engine without a pool, on the same driver.
+def side_engine(engine: Engine) -> Engine:
+    """Return an engine without a pool that connects as ``engine`` does, its pool's listeners included."""
+    # The creator holds connect_args, a user's creator= and do_connect listeners alike; the dispatch holds
+    # "connect" and "checkout" listeners, which may SET ROLE.
+    creator = engine.pool._creator  # noqa: SLF001
+    pool = NullPool(creator, dialect=engine.dialect, _dispatch=engine.pool.dispatch)
+    return Engine(pool, engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
 
-    Without ``url`` it connects exactly as ``engine`` does, its pool's listeners included. With ``url`` it
-    connects there (as a role of its own), through the driver of ``engine`` whatever driver the URL names:
-    a synchronous driver inside an event loop would stall the loop.
+
+def dedicated_engine(engine: Engine, url: str | URL, connect_timeout: float) -> Engine:
+    """Return an engine for a role of its own, on the driver of ``engine`` whatever driver the URL names.
+
+    A synchronous driver inside an event loop would stall the loop. Of the options of ``engine`` none carries
+    over: what the connection needs (``sslmode``...) stands in the URL.
+
+    :param connect_timeout: seconds after which a host that does not answer is given up, unless the URL says.
+    :raises sqlalchemy.exc.ArgumentError: the URL is none.
     """
-    if url is None:
-        # The creator holds connect_args, a user's creator= and do_connect listeners alike; the dispatch
-        # holds "connect" and "checkout" listeners, which may SET ROLE.
-        creator = engine.pool._creator  # noqa: SLF001
-        pool = NullPool(creator, dialect=engine.dialect, _dispatch=engine.pool.dispatch)
-        return Engine(pool, engine.dialect, engine.url, hide_parameters=engine.hide_parameters)
-    target = make_url(url).set(drivername=f"postgresql+{engine.dialect.driver}")
+    driver = engine.dialect.driver
+    target = make_url(url).set(drivername=f"postgresql+{driver}")
+    option = "timeout" if driver == "asyncpg" else "connect_timeout"
+    arguments = {} if option in target.query else {option: max(2, round(connect_timeout))}
     if not engine.dialect.is_async:
-        return create_engine(target, poolclass=NullPool)
+        return create_engine(target, poolclass=NullPool, connect_args=arguments)
     from sqlalchemy.ext.asyncio import create_async_engine  # not everybody has greenlet installed
 
-    return create_async_engine(target, poolclass=NullPool).sync_engine
+    return create_async_engine(target, poolclass=NullPool, connect_args=arguments).sync_engine
 
 
 @contextmanager
-def side_connection(engine: Engine, url: str | URL | None = None) -> Iterator[Connection]:
+def side_connection(engine: Engine) -> Iterator[Connection]:
     """Open a connection of :func:`side_engine` for the length of a ``with`` block.
 
     At READ COMMITTED, whatever the application's own level: in AUTOCOMMIT a transaction of ours would be
     none, and above READ COMMITTED it would not see what a competitor has just committed.
     """
-    with side_engine(engine, url).connect() as connection:
+    with side_engine(engine).connect() as connection:
         yield connection.execution_options(isolation_level="READ COMMITTED")
 
 
@@ -74,24 +82,31 @@ class Turn:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     @contextmanager
-    def __call__(self, wait: bool = True) -> Iterator[bool]:
-        """Yield whether it is our turn; with ``wait`` it always is, in the end."""
+    def __call__(self, timeout: float | None = None) -> Iterator[bool]:
+        """Yield whether it is our turn.
+
+        :param timeout: seconds to wait for it; ``None`` waits until it is, 0 does not wait.
+        """
         if os.getpid() != self._pid:  # after fork the lock may be held by a thread that is not here
             self._renew()
         if self._is_async:
+            lock: asyncio.Lock | threading.Lock
             lock = self._loops.setdefault(asyncio.get_running_loop(), asyncio.Lock())
-            if lock.locked() and not wait:
-                yield False
-                return
-            await_only(lock.acquire())
-            try:
-                yield True
-            finally:
-                lock.release()
-        elif not self._lock.acquire(blocking=wait):
-            yield False
+            ours = bool(await_only(_acquired(lock, timeout)))
         else:
-            try:
-                yield True
-            finally:
-                self._lock.release()
+            lock = self._lock
+            ours = lock.acquire(timeout=-1 if timeout is None else max(timeout, 0))
+        try:
+            yield ours
+        finally:
+            if ours:
+                lock.release()
+
+
+async def _acquired(lock: asyncio.Lock, timeout: float | None) -> bool:
+    if timeout == 0 and lock.locked():
+        return False
+    try:
+        return await asyncio.wait_for(lock.acquire(), timeout or None)
+    except asyncio.TimeoutError:
+        return False

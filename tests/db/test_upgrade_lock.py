@@ -335,7 +335,7 @@ def test_time_outs_of_the_database_do_not_end_a_replica_that_waits(
         connection.execution_options(isolation_level="AUTOCOMMIT")
         for name in ("idle_session_timeout", "idle_in_transaction_session_timeout"):
             connection.execute(text(f"ALTER DATABASE {database.name} SET {name} = '2s'"))
-        process = project.start("upgrade", "head")
+        process = project.start("upgrade", "head", "--lock-timeout", "20")
         while connection.scalar(query, {"holder": holder}) < 2:
             assert process.poll() is None, finish(process)
     finish(process).succeeded()

@@ -31,6 +31,7 @@ FLOORS = {
     "executor": 5,
     "maintenance": 6,
     "health": 6,
+    "knowledge": 6,
     "talk": 6,
     "operations": 7,
     "keeper": 7,
