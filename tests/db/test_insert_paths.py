@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta, timezone
 from typing import Any, cast
@@ -90,6 +91,11 @@ def _orm_update_statement(session: Session, moments: list[datetime]) -> None:
         session.execute(sa.update(Odds).where(Odds.id == row).values(when=moment))
 
 
+def _orm_insert_values_by_attribute(session: Session, moments: list[datetime]) -> None:
+    statement = insert(Odds).values({Odds.when: sa.bindparam("moment")})
+    session.connection().execute(statement, [{"moment": moment} for moment in moments])
+
+
 def _core_single(session: Session, moments: list[datetime]) -> None:
     for moment in moments:
         session.connection().execute(odds.insert().values(at=moment))
@@ -152,6 +158,7 @@ PATHS = (
     _bulk_save,
     _bulk_insert_mappings,
     _orm_insert_values,
+    _orm_insert_values_by_attribute,
     _orm_update_statement,
     _core_single,
     _core_light_table,
@@ -218,6 +225,61 @@ def test_python_side_defaults_are_seen(database: Database, engine: Engine, any_d
         app.connection(lambda c: c.execute(table.insert(), [{"note": "a"}, {"note": "b"}]))
         app.connection(lambda c: c.execute(table.insert().values([{"note": "c"}, {"note": "d"}])))
     assert rows_by_partition(engine, "defaulted") == {f"defaulted_{auckland_day(moment):%Y_%m_%d}": 4}
+
+
+def test_the_default_of_the_first_of_several_rows_is_seen(
+    database: Database, engine: Engine, any_driver: str
+) -> None:
+    declare(engine, "defaulted", nz_racing_day("at"))
+    moments = iter(_moments())
+    table = sa.Table(
+        "defaulted",
+        sa.MetaData(),
+        sa.Column("at", sa.DateTime(timezone=True), default=lambda: next(moments)),
+        sa.Column("note", sa.Text),
+    )
+    with running(database, any_driver) as app:
+        app.connection(lambda c: c.execute(table.insert().values([{"note": "a"}])))
+        app.connection(lambda c: c.execute(table.insert().values([{"note": "b"}, {"note": "c"}])))
+    assert len(rows_by_partition(engine, "defaulted")) == 3
+
+
+def test_an_expression_as_an_attribute_is_left_to_the_server(
+    database: Database, engine: Engine, any_driver: str
+) -> None:
+    class Strict(sa.types.TypeDecorator[datetime]):
+        impl = sa.DateTime(timezone=True)
+        cache_ok = True
+
+        def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:
+            if value is not None and value.tzinfo is None:
+                raise TypeError("naive")
+            return value
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Event(Own):
+        __tablename__ = "events"
+        id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(), primary_key=True)
+        at: Mapped[datetime] = mapped_column(Strict, primary_key=True)
+
+    declare(engine, "events", nz_racing_day("at"))
+    with running(database, any_driver) as app:
+        app.session(lambda session: session.add(Event(at=sa.func.now())))
+    assert sum(rows_by_partition(engine, "events").values()) == 1
+
+
+def test_both_instants_of_a_repeated_hour_find_their_window(
+    database: Database, engine: Engine, any_driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", "2026-04-04T01:37:11+13:00")
+    declare(engine, "odds", PartitionPolicy("at", interval="hour", timezone="Pacific/Auckland", premake=0))
+    first = datetime(2026, 4, 5, 2, 30, tzinfo=zoneinfo.ZoneInfo("Pacific/Auckland"))
+    with running(database, any_driver) as app:
+        rows = [{"at": first}, {"at": first.replace(fold=1)}]
+        app.connection(lambda c: c.execute(odds.insert(), rows))
+    assert rows_by_partition(engine, "odds") == {"odds_2026_04_05_02": 1, "odds_2026_04_05_02b": 1}
 
 
 def test_a_server_default_is_served_by_the_horizon(app: App, engine: Engine) -> None:

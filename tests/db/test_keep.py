@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import socket
 import threading
 import time
 import weakref
@@ -230,6 +231,93 @@ def test_wrong_options_are_refused_where_they_are_given(engine: Engine) -> None:
         keep(engine, refresh="now and then")
     with pytest.raises(PolicyError, match="'on_error'"):
         keep(engine, on_error="ignore")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("url", ["", "postgres//keeper:s3cret@db.internal/app"])
+def test_a_malformed_ddl_url_is_refused_at_once_without_its_password(engine: Engine, url: str) -> None:
+    with pytest.raises(PolicyError, match="'ddl_url'") as caught:
+        keep(engine, ddl_url=url)
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_a_ddl_host_that_does_not_answer_is_given_up(
+    database: Database, any_driver: str, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(5)
+        url = f"postgresql://keeper:secret@127.0.0.1:{silent.getsockname()[1]}/x"
+        with running(database, any_driver, ddl_url=url) as app:
+            app.connection(lambda c: _insert(c, days_from_now(0)))
+    assert "partitions are not kept" in caplog.text
+
+
+def test_a_log_handler_that_writes_through_the_engine_does_not_wait_for_us(
+    database: Database, driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    wrong = database.url.set(username="nobody_like_that")
+    with running(database, driver, ddl_url=wrong, engine_options={"pool_size": 3}) as app:
+
+        class Writing(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                app.connection(lambda c: _insert(c, days_from_now(0)))
+
+        handler, logger = Writing(), logging.getLogger("alembic_partitions")
+        logger.addHandler(handler)
+        try:
+            app.connection(_nothing)
+        finally:
+            logger.removeHandler(handler)
+    assert sum(rows_by_partition(engine, "odds").values()) == 1
+
+
+def test_a_table_dropped_and_declared_again_is_found(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with running(database, any_driver, refresh="1 h") as app:
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE odds")
+        declare(engine, "odds", nz_racing_day("at", premake=2))
+        with pytest.raises(PartitionPending, match="made meanwhile"):
+            app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+    assert sum(rows_by_partition(engine, "odds").values()) == 1
+
+
+def test_two_keepers_on_one_engine_mind_a_configuration_each(database: Database, engine: Engine) -> None:
+    for schema in ("north", "south"):
+        with engine.begin() as connection:
+            connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+        own = sa.create_engine(database.url, connect_args={"options": f"-csearch_path={schema}"})
+        declare(own, "odds", nz_racing_day("at", premake=2))
+        own.dispose()
+    with running(database, "psycopg2", schema="north") as app:
+        keep(app.engine, schema="south")
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("SET search_path = south")
+            _insert(connection, days_from_now(FAR))
+
+        app.connection(work)
+    assert len(partitions(engine, "south.odds")) == 5
+
+
+def test_a_success_clears_what_went_wrong_before(
+    database: Database, any_driver: str, engine: Engine, roles: Roles
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    url = roles.create("app", "NOSUPERUSER")
+    with running(database, any_driver, url=url) as app:
+        app.connection(_nothing)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("GRANT SELECT ON partition_config TO PUBLIC")
+        app.ensure()
+        assert app.health().error is None
 
 
 def test_two_configurations_are_an_error_that_names_both(database: Database, engine: Engine) -> None:

@@ -135,8 +135,8 @@ def test_at_either_end_of_a_foreign_key_share_row_exclusive_as_the_plan_says(
     )
     (statement,) = [s for s in executor.render(step(engine)) if s.locks]
     assert statement.locks == (
-        "SHARE UPDATE EXCLUSIVE on public.odds; SHARE ROW EXCLUSIVE on bets (foreign key);"
-        " SHARE ROW EXCLUSIVE on races (foreign key)"
+        "SHARE UPDATE EXCLUSIVE on public.odds; SHARE ROW EXCLUSIVE on public.bets (foreign key);"
+        " SHARE ROW EXCLUSIVE on public.races (foreign key)"
     )
     found = held(engine, ours)
     assert ACCESS_EXCLUSIVE not in {mode for modes in found.values() for mode in modes}

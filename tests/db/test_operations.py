@@ -13,6 +13,8 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -939,3 +941,46 @@ def test_a_failing_revision_leaves_nothing_behind(project: Project, alembic: Con
     with pytest.raises(DBAPIError, match="division by zero"):
         command.upgrade(alembic, "head")
     assert catalog(engine) == before
+
+
+def test_a_table_further_down_the_search_path_is_the_one_meant(engine: Engine) -> None:
+    declare(engine)
+    run(engine, "CREATE SCHEMA app")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL search_path = app, public")
+        op: Any = Operations(MigrationContext.configure(connection))
+        op.alter_partition_policy("odds", premake=5)
+        op.create_partitions("odds", "2030-01-01", "2030-01-02")
+        assert connection.exec_driver_sql("SELECT premake FROM public.partition_config").scalars().all() == [
+            5
+        ]
+        op.drop_partitioned_table("odds")
+        assert connection.exec_driver_sql("SELECT count(*) FROM public.partition_config").scalar() == 0
+        assert connection.exec_driver_sql("SELECT to_regclass('app.partition_config')").scalar() is None
+
+
+def test_in_an_autocommit_block_bounds_are_read_right_in_any_session_zone(database: Database) -> None:
+    engine = sa.create_engine(database.url, isolation_level="AUTOCOMMIT")
+    declare(engine, "odds", policy(timezone="UTC"))
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET TimeZone = 'Pacific/Auckland'")
+        op: Any = Operations(MigrationContext.configure(connection))
+        op.create_partitions("odds", "2031-01-01", "2031-01-03")
+        op.create_partitions("odds", "2031-01-02", "2031-01-05")
+        assert connection.exec_driver_sql("SHOW TimeZone").scalar() == "Pacific/Auckland"
+    names = {row[0] for row in rows(engine, "SELECT relname FROM pg_class WHERE relname ~ '^odds_2031'")}
+    engine.dispose()
+    assert names >= {f"odds_2031_01_0{day}" for day in range(1, 5)}
+    assert not [name for name in names if name.endswith("z")]
+
+
+def test_an_altered_interval_leaves_premake_alone_and_is_reversed_exactly(engine: Engine) -> None:
+    declare(engine, "odds", policy(premake=48))
+    with engine.begin() as connection:
+        op: Any = Operations(MigrationContext.configure(connection))
+        op.alter_partition_policy("odds", interval="hour", existing_interval="day")
+        op.alter_partition_policy("odds", interval="day", existing_interval="hour")
+        found = connection.exec_driver_sql(
+            "SELECT interval, premake, declared ->> 'premake' FROM partition_config"
+        )
+        assert found.one() == ("day", 48, "48")

@@ -240,6 +240,51 @@ def test_a_prepared_transaction_is_named_too(database: Database, engine: Engine)
                 admin.exec_driver_sql("ROLLBACK PREPARED 'forgotten'")
 
 
+def test_truncate_before_an_insert_is_told_at_once(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with running(database, any_driver) as app:
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("TRUNCATE odds")
+            _insert(connection, days_from_now(100))
+
+        with pytest.raises(PartitionPending, match="AccessExclusiveLock on odds"):
+            app.connection(work)
+
+
+def test_a_migration_under_way_does_not_keep_an_application_from_starting(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with engine.connect() as migration, running(database, any_driver, wait="300 ms") as app:
+        migration.exec_driver_sql("ALTER TABLE odds ADD COLUMN more int")
+        app.connection(lambda c: c.execute(sa.select(1)))
+
+
+def test_a_locked_configuration_is_not_waited_for_for_ever(
+    database: Database, any_driver: str, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with engine.connect() as operator, running(database, any_driver) as app:
+        operator.exec_driver_sql("LOCK TABLE partition_config IN ACCESS EXCLUSIVE MODE")
+        app.connection(lambda c: c.execute(sa.select(1)))
+    assert "lock timeout" in caplog.text
+
+
+def test_while_a_window_is_pending_others_go_on(database: Database, any_driver: str, engine: Engine) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with running(database, any_driver, wait="200 ms") as app, engine.connect() as peer:
+        app.connection(lambda c: None)
+        peer.exec_driver_sql("LOCK TABLE odds IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(PartitionPending):
+            app.connection(lambda c: _insert(c, days_from_now(100)))
+        for _ in range(3):
+            app.connection(lambda c: _insert(c, days_from_now(0)))
+    assert sum(rows_by_partition(engine, "odds").values()) == 3
+
+
 # -- a DEFAULT partition --------------------------------------------------------------------------------
 
 
@@ -284,3 +329,29 @@ def test_rows_already_in_default_keep_their_window_from_being_made(
     with running(database, any_driver) as app:
         app.connection(lambda c: _insert(c, moment))
     assert rows_by_partition(engine, "odds") == {"odds_rest": 2}
+
+
+@pytest.mark.parametrize("days", [500, -500], ids=["max_ahead", "retention"])
+def test_beside_default_no_limit_refuses_a_row(
+    database: Database, any_driver: str, engine: Engine, days: int
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2, retention="30 days"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE odds_rest PARTITION OF odds DEFAULT")
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, days_from_now(days)))
+    assert rows_by_partition(engine, "odds") == {"odds_rest": 1}
+
+
+def test_a_window_left_to_default_is_tried_once_a_look(
+    database: Database, any_driver: str, engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    _with_default(engine)
+    moment = days_from_now(100)
+    with engine.begin() as connection:
+        _insert(connection, moment)
+    with running(database, any_driver) as app:
+        for _ in range(5):
+            app.connection(lambda c: _insert(c, moment))
+    assert rows_by_partition(engine, "odds") == {"odds_rest": 6}
+    assert caplog.text.count("partitions are not kept") == 1
