@@ -51,6 +51,7 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS 
         FROM pg_attribute s
         WHERE s.attrelid = c.oid AND s.attnum > 0 AND NOT s.attisdropped
           AND s.attstattarget >= 0) AS statistics,
+       EXISTS (SELECT FROM pg_constraint x WHERE x.conrelid = c.oid AND x.contype = 'x') AS exclusions,
        (SELECT json_agg(DISTINCT format('%I.%I', o.nspname, r.relname))::text
         FROM (SELECT confrelid AS other FROM pg_constraint
               WHERE conrelid = c.oid AND contype = 'f' AND conparentid = 0
@@ -65,7 +66,7 @@ LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND
 """).columns(
     *map(column, ("schema", "name", "oid", "kind", "strategy", "natts", "key", "type", "owner")),
     *map(column, ("replica_identity", "row_security", "access_method", "tablespace_of_parent")),
-    *map(column, ("statistics", "key_tables")),
+    *map(column, ("statistics", "exclusions", "key_tables")),
 )
 
 # The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
@@ -391,6 +392,7 @@ def _traits(row: Row[Any]) -> Traits:
         statistics=tuple((name, target) for name, target in json.loads(row.statistics or "[]")),
         access_method=row.access_method,
         tablespace=row.tablespace_of_parent,
+        exclusions=row.exclusions,
         key_tables=tuple(json.loads(row.key_tables or "[]")),
     )
 

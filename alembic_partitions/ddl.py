@@ -276,6 +276,21 @@ class EnableRowSecurity(_OfPartition):
         return f"ALTER TABLE {self.child} ENABLE ROW LEVEL SECURITY"
 
 
+class DropExclusions(_OfPartition):
+    """Drop the exclusion constraints that LIKE copied: up to PostgreSQL 17 ATTACH does not recognise them as
+    the parent's, and makes them a second time."""
+
+    def sql(self) -> str:
+        child = _literal(self.child)
+        return _do(
+            "DECLARE name text;\nBEGIN\n"
+            "  FOR name IN SELECT x.conname FROM pg_constraint x\n"
+            f"    WHERE x.conrelid = {child}::regclass AND x.contype = 'x'\n"
+            f"  LOOP EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', {child}, name);\n"
+            "  END LOOP;\n"
+        )
+
+
 @dataclass(eq=False)
 class SetStatistics(_OfPartition):
     """A column's statistics target as the parent has it."""
@@ -305,6 +320,8 @@ def partition_elements(step: CreatePartition, user: str | None = None) -> list[E
     """
     traits = step.table.traits
     elements: list[Element] = [CreateLike(step), MarkPartition(step)]
+    if traits.exclusions:
+        elements.append(DropExclusions(step))
     if traits.replica_identity in ("f", "n"):
         elements.append(SetReplicaIdentity(step))
     if traits.row_security:

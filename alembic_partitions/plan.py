@@ -69,6 +69,7 @@ class Traits:
     statistics: tuple[tuple[str, int], ...] = ()
     access_method: str | None = None
     tablespace: str | None = None
+    exclusions: bool = False
     key_tables: tuple[str, ...] = ()
 
 
