@@ -1,8 +1,9 @@
 """Time-partitioned PostgreSQL tables, declared in an Alembic migration, always ready for the next row."""
 
-from .deploy import upgrade_lock_key, upgrading
+from .deploy import upgrading
 from .errors import KeyOutsideLimits, PartitionError, PartitionPending, PolicyError
 from .events import keep
+from .locks import upgrade_lock_key
 from .policy import PartitionPolicy, nz_racing_day
 
 __version__ = "0.1.0"

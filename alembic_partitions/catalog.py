@@ -22,7 +22,7 @@ from sqlalchemy.engine import Row
 
 from .errors import ConfigurationError, PolicyError
 from .periods import KeyType, KeyValue, iso_time
-from .plan import CONFIG_MARK, ManagedTable, Partition, Refusal, Traits
+from .plan import CONFIG_MARK, PARENT_LOCK_CLASS, ManagedTable, Partition, Refusal, Traits
 from .policy import PartitionPolicy
 
 CONFIG_TABLE = "partition_config"
@@ -127,6 +127,9 @@ JOIN needed ON needed.relation = l.relation AND l.mode = ANY (needed.conflicts)
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+  -- Whoever has the turn to make partitions of it is no blocker, but done in a moment.
+  AND NOT EXISTS (SELECT FROM pg_locks t WHERE t.pid = l.pid AND t.locktype = 'advisory' AND t.granted
+                  AND t.classid = CAST(:turn AS oid) AND t.objid = CAST(:parent AS oid))
 ORDER BY a.xact_start, l.pid
 """)
 
@@ -319,7 +322,7 @@ def partitions_of(connection: Connection, table: ManagedTable) -> tuple[Partitio
 
 def blockers(connection: Connection, parent_oid: int) -> list[Blocker]:
     """Return who holds a lock that making a partition of that parent has to wait for."""
-    rows = connection.execute(_BLOCKERS, {"parent": parent_oid})
+    rows = connection.execute(_BLOCKERS, {"parent": parent_oid, "turn": PARENT_LOCK_CLASS})
     return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
 
 

@@ -31,10 +31,7 @@ from sqlalchemy.schema import CreateTable, ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
 from .periods import KeyType, KeyValue
-from .plan import CONFIG_MARK, PARTITION_MARK, RUNS_MARK, CreatePartition
-
-#: First half of the advisory lock taken while a parent gets partitions; the second is the parent's OID.
-PARENT_LOCK_CLASS = 1_634_496_609
+from .plan import CONFIG_MARK, PARENT_LOCK_CLASS, PARTITION_MARK, RUNS_MARK, CreatePartition
 
 _PERIOD = "~ '^[1-9][0-9]{0,5} (hour|day|week|month|quarter|year)s?$'"
 # A zone that PostgreSQL does not know makes AT TIME ZONE itself fail, so a wrong UPDATE is refused.

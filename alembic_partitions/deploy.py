@@ -1,30 +1,22 @@
-"""One deploy at a time: the migration lock, the migration under it, then the horizon.
-
-The lock is an advisory lock that an idle transaction holds on a second connection, opened the way the
-migration's own engine opens its connections. A transaction's lock, not a session's: through a pooler in
-transaction mode a session's lock would be left with whoever comes next, and exclude nobody. And it lasts
-exactly as long as the transaction answers. Idle at READ COMMITTED it has no snapshot, so CREATE INDEX
-CONCURRENTLY does not wait for it; whoever wants the lock polls, and holds nothing in between.
-"""
+"""One deploy at a time: the migration lock, the migration under it, then the horizon."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import random
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-from sqlalchemy import BigInteger, Connection, Engine, cast, column, event, func, literal, select, table, true
+from sqlalchemy import Connection, Engine, event, select, true
 
 from . import maintenance
-from .errors import ConfigurationError, CoverageMissing, SettingError, UpgradeLockLost, UpgradeLockTimeout
-from .sessions import pause, side_connection, side_engine
+from .errors import ConfigurationError, CoverageMissing, SettingError, UpgradeLockTimeout
+from .locks import UpgradeLock, answer
+from .sessions import side_connection
 
 if TYPE_CHECKING:  # a web process imports this module, and does not pay for Alembic
     from alembic.config import Config
@@ -45,38 +37,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds
 _TIMEOUT_OPTION = "alembic_partitions_lock_timeout"
 _RUNS = "alembic_partitions.upgrades"
 
-_LOCKS = table(
-    "pg_locks",
-    *map(column, ("locktype", "database", "classid", "objid", "objsubid", "pid", "granted")),
-)
-_SESSIONS = table(
-    "pg_stat_activity",
-    *map(column, ("pid", "usename", "application_name", "xact_start", "backend_start")),
-)
-_DATABASES = table("pg_database", *map(column, ("oid", "datname")))
-
 
 class AlembicContext(Protocol):
     """What ``alembic.context`` and an ``EnvironmentContext`` have in common."""
 
     def get_context(self) -> MigrationContext:
         """Return the migration at hand."""
-
-
-def upgrade_lock_key(
-    database: str, version_table: str = "alembic_version", version_table_schema: str | None = None
-) -> int:
-    """Return the key of the advisory lock that a migration holds, for scripts that want to see or take it.
-
-    It is the first 8 bytes, signed, of the SHA-256 of four lines: ``alembic_partitions upgrade``, the
-    database, the schema (empty for ``None``), the version table.
-
-    :param database: name of the database, as ``current_database()`` has it.
-    :param version_table: Alembic's ``version_table``.
-    :param version_table_schema: Alembic's ``version_table_schema``.
-    """
-    told = "\n".join(("alembic_partitions upgrade", database, version_table_schema or "", version_table))
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big", signed=True)
 
 
 @contextmanager
@@ -260,16 +226,9 @@ class _Waiting:
         if self._level in {None, "AUTOCOMMIT"}:
             self._connection.scalar(select(true()))
         else:
-            _answer(self._connection)
+            answer(self._connection)
         if self._level is None:
             self._connection.rollback()
-
-
-def _answer(connection: Connection) -> None:
-    # A savepoint is answered without a snapshot. A SELECT is not, and asyncpg would keep its portal, and with
-    # it the snapshot, open until the next statement.
-    with connection.begin_nested():
-        pass
 
 
 def _version_table(migration: MigrationContext) -> tuple[str, str | None]:
@@ -289,21 +248,13 @@ class _Run:
         self.extends = False
         self.only_if_committed = False
         self._committed = False
-        self._exclusive = False
         self._home = maintenance.config_home(migration)
         self._migrations = connection
-        self._session = side_engine(connection.engine).connect()
-        try:
-            self._session.execution_options(isolation_level="READ COMMITTED")
-            self._database = str(self._session.scalar(select(func.current_database())))
-        except BaseException:
-            self._session.close()
-            raise
-        self._key = upgrade_lock_key(self._database, *_version_table(migration))
-        self._settings = _settings(connection)
+        self._lock = UpgradeLock(connection.engine, *_version_table(migration))
         # Before every commit: the whole run's, one per migration, before an autocommit_block, env.py's own.
         for name in ("commit", "prepare_twophase", "commit_twophase"):
             event.listen(connection, name, self._before_commit)
+        # The record's own dictionary: it is there when the pool takes the connection back.
         self._name, self._siblings = _version_table(migration), _runs(connection.info)
         self._siblings[self._name] = self
         event.listen(connection.engine.pool, "checkin", _checked_in)
@@ -312,13 +263,14 @@ class _Run:
         """Take the lock: shared where there is nothing to do, so that many replicas may find that at once."""
         deadline = time.monotonic() + seconds
         wait = _FIRST_PAUSE
-        while not (self._exclusive or self._try(waiting)):
+        while not self._try(waiting):
+            database = self._lock.database
             remaining = deadline - time.monotonic()
             if remaining <= 0:
-                raise UpgradeLockTimeout(database=self._database, seconds=seconds, holder=self._holders())
+                raise UpgradeLockTimeout(database=database, seconds=seconds, holder=self._lock.holders())
             if wait == _FIRST_PAUSE:
-                logger.info("waiting for the migration lock of %s (%s)", self._database, self._holders())
-            pause(self._session, min(random.uniform(wait / 2, wait), remaining))
+                logger.info("waiting for the migration lock of %s (%s)", database, self._lock.holders())
+            self._lock.pause(min(random.uniform(wait / 2, wait), remaining))
             waiting.keep_alive()
             wait = min(wait * 2, _LONGEST_PAUSE)
 
@@ -331,75 +283,23 @@ class _Run:
         finally:
             for name in ("commit", "prepare_twophase", "commit_twophase"):
                 event.remove(self._migrations, name, self._before_commit)
-            with suppress(Exception):  # a session that has died holds nothing
-                try:
-                    self._session.rollback()  # answered when the lock is gone; close() does not wait
-                except Exception:
-                    self._session.invalidate()
-                    raise
-                finally:
-                    self._session.close()
+            self._lock.let_go()
 
     def _try(self, waiting: _Waiting) -> bool:
+        if self._lock.exclusive:
+            return True
         if waiting.may_be_at_head:
-            if not self._lock(func.pg_try_advisory_xact_lock_shared):
+            if not self._lock.take(shared=True):
                 return False
             if waiting.at_head():
                 return True
             # Two that hold it shared could each wait for the other to let go: start afresh.
-            self._session.rollback()
-        self._exclusive = self._lock(func.pg_try_advisory_xact_lock)
-        return self._exclusive
-
-    def _lock(self, function: Any) -> bool:
-        statement = select(function(literal(self._key, BigInteger)), *self._settings)
-        taken = bool(self._session.scalar(statement))
-        if taken:
-            _answer(self._session)
-        else:
-            self._session.rollback()
-        return taken
+            self._lock.give_back()
+        return self._lock.take()
 
     def _before_commit(self, *event_arguments: object) -> None:
-        try:
-            _answer(self._session)  # it is the answer that counts
-        except Exception as error:
-            raise UpgradeLockLost(database=self._database) from error
+        self._lock.check()
         self._committed = True
-
-    def _holders(self) -> str:
-        """Say who holds the lock, as far as this role may see."""
-        key = self._key % 2**64
-        since = func.coalesce(_SESSIONS.c.xact_start, _SESSIONS.c.backend_start)
-        rows = self._session.execute(
-            select(_LOCKS.c.pid, _SESSIONS.c.application_name, _SESSIONS.c.usename, since.label("since"))
-            .join_from(_LOCKS, _DATABASES, _DATABASES.c.oid == _LOCKS.c.database)
-            .outerjoin(_SESSIONS, _SESSIONS.c.pid == _LOCKS.c.pid)
-            .where(_LOCKS.c.locktype == "advisory", _LOCKS.c.objsubid == 1, _LOCKS.c.granted)
-            .where(_DATABASES.c.datname == self._database)
-            .where(cast(_LOCKS.c.classid, BigInteger) == literal(key >> 32, BigInteger))
-            .where(cast(_LOCKS.c.objid, BigInteger) == literal(key & 0xFFFFFFFF, BigInteger))
-            .order_by(since, _LOCKS.c.pid)
-        ).all()
-        self._session.rollback()
-        told = [
-            f"process {row.pid} ({row.application_name or row.usename}), since {row.since or 'unknown'}"
-            for row in rows[:3]
-        ]
-        return "; ".join(told) or "let go of just now"
-
-
-def _settings(connection: Connection) -> list[Any]:
-    """Return what switches the time-outs of a transaction off, and tells an operator what it is for."""
-    values = {
-        "statement_timeout": "0",
-        "lock_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-        "application_name": f"alembic-partitions lock {socket.gethostname()}"[:63],
-    }
-    if (connection.dialect.server_version_info or ()) >= (17,):
-        values["transaction_timeout"] = "0"
-    return [func.set_config(name, value, True) for name, value in values.items()]
 
 
 def _checked_in(dbapi_connection: object, record: Any) -> None:

@@ -124,7 +124,8 @@ class _Hooks:
         event.listen(self._engine, "begin_twophase", self._begin_twophase)
         event.listen(self._engine, "before_cursor_execute", self._before_cursor_execute)
         event.listen(self._engine, "handle_error", self._handle_error)
-        # Sessions are many and short, so the class is listened to; that must not keep the engine alive.
+        # Sessions are many and short, so the class is listened to; that must not keep the engine alive. The
+        # listener itself stays: taken away by the garbage collector, it could go in the middle of a flush.
         hooks = weakref.ref(self)
 
         def before_flush(session: Session, context: Any, instances: Any) -> None:
@@ -133,7 +134,6 @@ class _Hooks:
                 alive.before_flush(session)
 
         event.listen(Session, "before_flush", before_flush)
-        weakref.finalize(self, event.remove, Session, "before_flush", before_flush).atexit = False
 
     def _checkout(self, dbapi_connection: Any, record: Any, proxy: Any) -> None:
         self._keeper.look_again()
@@ -142,7 +142,7 @@ class _Hooks:
         # Now this transaction's locks are gone. A connection that is garbage-collected in an async
         # application comes back outside the greenlet, where nothing can be awaited.
         if in_greenlet() or not self._engine.dialect.is_async:
-            self._keeper.settle()
+            self._keeper.settle(patience=0)
 
     def _begin(self, connection: Connection) -> None:
         self._keeper.began(connection)

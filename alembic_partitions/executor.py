@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -25,6 +25,8 @@ LOCK_TIMEOUT_MS = 40
 TURN_TIMEOUT_MS = 2_000
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
+# How much longer than told we wait where nobody but competitors for the same table is in the way.
+_FOR_COMPETITORS = 10.0
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
 _LOST_RACE = {"42P07", "42710", "23505", "42P17"}
 # The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
@@ -73,7 +75,7 @@ def create_partition(
     *,
     user: str | None = None,
     give_up_at: float | None = None,
-    callers: Container[int] = (),
+    callers: Collection[int] = (),
 ) -> bool:
     """Make one partition; return whether it was us, not a competitor, who made it.
 
@@ -85,6 +87,9 @@ def create_partition(
     """
     deadline = time.monotonic() + 10 if give_up_at is None else give_up_at
     wait = _FIRST_PAUSE
+    if callers:
+        # Before we queue for our turn: the caller's locks are in the way of whoever has it, too.
+        _refuse_if_hopeless(_holders(connection, step), step, callers)
     while True:
         try:
             return _attempt(connection, step, user)
@@ -94,14 +99,30 @@ def create_partition(
                 return _verified(connection, step, error)
             if code not in _TRY_AGAIN:
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
-        with connection.begin():
-            holders = catalog.blockers(connection, step.table.oid or 0)
-        hopeless = any(holder.pid in callers for holder in holders if holder.pid is not None)
-        if hopeless or time.monotonic() + wait > deadline:
-            told = "; ".join(map(str, holders)) or "another process is making partitions of it"
-            raise LockNotAvailable(table=str(step.table), reason=told)
+        holders = _holders(connection, step)
+        _refuse_if_hopeless(holders, step, callers)
+        # With nobody in the way but competitors, the window is a moment from being there.
+        if time.monotonic() + wait > deadline + (0 if holders else _FOR_COMPETITORS):
+            raise _not_available(holders, step)
         pause(connection, random.uniform(wait / 2, wait))
         wait = min(wait * 2, _LONGEST_PAUSE)
+
+
+def _holders(connection: Connection, step: CreatePartition) -> list[catalog.Blocker]:
+    with connection.begin():
+        return catalog.blockers(connection, step.table.oid or 0)
+
+
+def _refuse_if_hopeless(
+    holders: list[catalog.Blocker], step: CreatePartition, callers: Container[int]
+) -> None:
+    if any(holder.pid in callers for holder in holders if holder.pid is not None):
+        raise _not_available(holders, step)
+
+
+def _not_available(holders: list[catalog.Blocker], step: CreatePartition) -> LockNotAvailable:
+    told = "; ".join(map(str, holders)) or "another process is making partitions of it"
+    return LockNotAvailable(table=str(step.table), reason=told)
 
 
 def _attempt(connection: Connection, step: CreatePartition, user: str | None) -> bool:

@@ -86,6 +86,8 @@ class Keeper:
         self._turn = Turn(engine.dialect.is_async)
         self._due = 0.0
         self._pending: dict[int, set[KeyValue]] = {}
+        # Threads or tasks that were told to come back.
+        self._told: set[int] = set()
         self._back_off = _FIRST_BACK_OFF
         self._settle_at = 0.0
         # Windows whose rows go to DEFAULT until the next look, by table and begin.
@@ -191,24 +193,31 @@ class Keeper:
 
     def began(self, connection: Connection) -> None:
         """Note that a transaction begins; make what an earlier one waits for while this one holds no lock."""
-        self.settle()
+        me = self._turn.taker()
+        came_back = me in self._told
+        self._told.discard(me)
+        self.settle(patience=self._wait if came_back else 0)
         self.knowledge.began(connection)
 
-    def settle(self) -> None:
-        """Try once to make the windows that transactions were told to come back for; queue for nothing."""
-        if not self._pending or _inside.get() or time.monotonic() < self._settle_at:
+    def settle(self, patience: float) -> None:
+        """Make the windows that transactions were told to come back for.
+
+        :param patience: seconds to wait for them, for who came back; with 0 try once, and not too often.
+        """
+        if not self._pending or _inside.get() or (not patience and time.monotonic() < self._settle_at):
             return
-        with self._our_turn(timeout=0) as ours:
+        give_up_at = time.monotonic() + patience
+        with self._our_turn(timeout=patience) as ours:
             for oid, keys in list(self._pending.items()) if ours else ():
                 del self._pending[oid]
                 known = self.knowledge.by_oid(oid)
                 if known is not None:
-                    self._settle_table(known, keys)
+                    self._settle_table(known, keys, give_up_at)
 
-    def _settle_table(self, known: Known, keys: set[KeyValue]) -> None:
+    def _settle_table(self, known: Known, keys: set[KeyValue], give_up_at: float) -> None:
         try:
             with self._guarded(), self._side() as side:
-                self._make_windows(side, known, keys, give_up_at=time.monotonic())
+                self._make_windows(side, known, keys, give_up_at)
             self._back_off = _FIRST_BACK_OFF
         except LockNotAvailable as error:
             logger.info("still waiting to make partitions of %s: %s", known.table, error)
@@ -273,6 +282,7 @@ class Keeper:
     def _pend(self, known: Known, keys: set[KeyValue], why: str) -> PartitionPending:
         """Remember windows that could not be made, and return what to tell the transaction in need."""
         self._pending.setdefault(known.oid, set()).update(keys)
+        self._told.add(self._turn.taker())
         windows = {known.table.grid.at(key).suffix for key in keys}
         return PartitionPending(
             table=str(known.table),

@@ -22,6 +22,8 @@ CONFIG_MARK = "alembic_partitions: configuration, layout 1"
 RUNS_MARK = "alembic_partitions: runs, layout 1"
 #: Begins the comment of every partition that we make; who made it follows.
 PARTITION_MARK = "alembic_partitions: made by "
+#: First half of the advisory lock taken while a parent gets partitions; the second is the parent's OID.
+PARENT_LOCK_CLASS = 1_634_496_609
 
 
 class Reason(Enum):

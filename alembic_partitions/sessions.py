@@ -81,6 +81,10 @@ class Turn:
         self._lock = threading.Lock()
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
+    def taker(self) -> int:
+        """Return who takes turns here: the thread, or the task of an event loop."""
+        return id(asyncio.current_task()) if self._is_async else threading.get_ident()
+
     @contextmanager
     def __call__(self, timeout: float | None = None) -> Iterator[bool]:
         """Yield whether it is our turn.

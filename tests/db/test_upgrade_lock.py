@@ -12,8 +12,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
-from alembic_partitions import deploy
-from alembic_partitions.deploy import upgrade_lock_key
+from alembic_partitions import deploy, upgrade_lock_key
 from tests.databases import Database, Databases
 from tests.projects import Project, finish
 

@@ -29,6 +29,7 @@ FLOORS = {
     "rows": 4,
     "sessions": 4,
     "executor": 5,
+    "locks": 5,
     "maintenance": 6,
     "health": 6,
     "knowledge": 6,

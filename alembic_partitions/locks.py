@@ -1,0 +1,146 @@
+"""The migration lock: an advisory lock that an idle transaction holds on a connection of its own.
+
+A transaction's lock, not a session's: through a pooler in transaction mode a session's lock would be left
+with whoever comes next, and exclude nobody. And it lasts exactly as long as the transaction answers. Idle at
+READ COMMITTED that transaction has no snapshot, so CREATE INDEX CONCURRENTLY does not wait for it; whoever
+wants the lock polls, and holds nothing in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import BigInteger, Connection, Engine, cast, column, func, literal, select, table
+
+from . import sessions
+from .errors import UpgradeLockLost
+
+_LOCKS = table(
+    "pg_locks",
+    *map(column, ("locktype", "database", "classid", "objid", "objsubid", "pid", "granted")),
+)
+_SESSIONS = table(
+    "pg_stat_activity",
+    *map(column, ("pid", "usename", "application_name", "xact_start", "backend_start")),
+)
+_DATABASES = table("pg_database", *map(column, ("oid", "datname")))
+
+
+def upgrade_lock_key(
+    database: str, version_table: str = "alembic_version", version_table_schema: str | None = None
+) -> int:
+    """Return the key of the advisory lock that a migration holds, for scripts that want to see or take it.
+
+    It is the first 8 bytes, signed, of the SHA-256 of four lines: ``alembic_partitions upgrade``, the
+    database, the schema (empty for ``None``), the version table.
+
+    :param database: name of the database, as ``current_database()`` has it.
+    :param version_table: Alembic's ``version_table``.
+    :param version_table_schema: Alembic's ``version_table_schema``.
+    """
+    told = "\n".join(("alembic_partitions upgrade", database, version_table_schema or "", version_table))
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big", signed=True)
+
+
+def answer(connection: Connection) -> None:
+    """Have PostgreSQL answer within the transaction, and keep no snapshot of it.
+
+    A savepoint needs none. A SELECT does, and asyncpg would keep its portal, and with it the snapshot, open
+    until the next statement.
+    """
+    with connection.begin_nested():
+        pass
+
+
+class UpgradeLock:
+    """The lock of one version table, on a connection opened as ``engine`` opens its own."""
+
+    def __init__(self, engine: Engine, version_table: str, version_table_schema: str | None) -> None:
+        self.exclusive = False
+        self._session = sessions.side_engine(engine).connect()
+        try:
+            self._session.execution_options(isolation_level="READ COMMITTED")
+            self.database = str(self._session.scalar(select(func.current_database())))
+        except BaseException:
+            self._session.close()
+            raise
+        self._key = upgrade_lock_key(self.database, version_table, version_table_schema)
+        self._settings = _settings(self._session)
+
+    def take(self, shared: bool = False) -> bool:
+        """Take the lock if it is free; return whether it is ours."""
+        function = func.pg_try_advisory_xact_lock_shared if shared else func.pg_try_advisory_xact_lock
+        taken = bool(self._session.scalar(select(function(literal(self._key, BigInteger)), *self._settings)))
+        if taken:
+            answer(self._session)
+        else:
+            self.give_back()
+        self.exclusive = taken and not shared
+        return taken
+
+    def check(self) -> None:
+        """Make sure that the lock is still ours.
+
+        :raises UpgradeLockLost: it is not, or nobody can tell.
+        """
+        try:
+            answer(self._session)
+        except Exception as error:
+            raise UpgradeLockLost(database=self.database) from error
+
+    def pause(self, seconds: float) -> None:
+        """Wait without stalling an event loop."""
+        sessions.pause(self._session, seconds)
+
+    def give_back(self) -> None:
+        """Let go of the lock, and keep the connection."""
+        self.exclusive = False
+        self._session.rollback()
+
+    def let_go(self) -> None:
+        """Let go of the lock and the connection. Never fails: a session that has died holds nothing."""
+        with suppress(Exception):
+            try:
+                self.give_back()  # answered when the lock is gone; close() does not wait
+            except Exception:
+                self._session.invalidate()
+                raise
+            finally:
+                self._session.close()
+
+    def holders(self) -> str:
+        """Say who holds the lock, as far as this role may see."""
+        key = self._key % 2**64
+        since = func.coalesce(_SESSIONS.c.xact_start, _SESSIONS.c.backend_start)
+        rows = self._session.execute(
+            select(_LOCKS.c.pid, _SESSIONS.c.application_name, _SESSIONS.c.usename, since.label("since"))
+            .join_from(_LOCKS, _DATABASES, _DATABASES.c.oid == _LOCKS.c.database)
+            .outerjoin(_SESSIONS, _SESSIONS.c.pid == _LOCKS.c.pid)
+            .where(_LOCKS.c.locktype == "advisory", _LOCKS.c.objsubid == 1, _LOCKS.c.granted)
+            .where(_DATABASES.c.datname == self.database)
+            .where(cast(_LOCKS.c.classid, BigInteger) == literal(key >> 32, BigInteger))
+            .where(cast(_LOCKS.c.objid, BigInteger) == literal(key & 0xFFFFFFFF, BigInteger))
+            .order_by(since, _LOCKS.c.pid)
+        ).all()
+        self._session.rollback()
+        told = [
+            f"process {row.pid} ({row.application_name or row.usename}), since {row.since or 'unknown'}"
+            for row in rows[:3]
+        ]
+        return "; ".join(told) or "let go of just now"
+
+
+def _settings(connection: Connection) -> list[Any]:
+    """Return what switches the time-outs of a transaction off, and tells an operator what it is for."""
+    values = {
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "application_name": f"alembic-partitions lock {socket.gethostname()}"[:63],
+    }
+    if (connection.dialect.server_version_info or ()) >= (17,):
+        values["transaction_timeout"] = "0"
+    return [func.set_config(name, value, True) for name, value in values.items()]
