@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import URL, Connection, Engine
@@ -31,7 +32,7 @@ from .errors import (
 from .health import Health, health_of
 from .knowledge import Knowledge, Known
 from .periods import KeyValue
-from .plan import plan_rows
+from .plan import CreatePartition, plan_rows
 from .sessions import Turn, dedicated_engine, side_connection
 
 OnError: TypeAlias = Literal["log", "raise"]
@@ -293,21 +294,28 @@ class Keeper:
 
     def _make_windows(self, side: Connection, known: Known, keys: set[KeyValue], give_up_at: float) -> None:
         with side.begin():
-            home = maintenance.config_schema(side, self._schema)
-            snapshot = home and catalog.read_snapshot(side, home, {str(known.table)})
-            # By its name: where the table was dropped and declared again, that is the one rows go to now.
-            table = next(iter(snapshot.tables), None) if snapshot else None
-            if snapshot and table and table.policy and table.policy.enabled and not snapshot.in_recovery:
-                now, found = maintenance.clock(snapshot.now), table
-                plan = maintenance.with_free_names(side, lambda taken: plan_rows(found, keys, now, taken))
-                steps, user = plan.steps, snapshot.user
-            else:
-                steps, user = (), ""
+            steps, user = self._steps_for(side, known, keys)
         try:
             for step in steps:
                 executor.create_partition(side, step, user=user, give_up_at=give_up_at, callers=self._callers)
         finally:
             self._load(side)
+
+    def _steps_for(
+        self, side: Connection, known: Known, keys: set[KeyValue]
+    ) -> tuple[tuple[CreatePartition, ...], str]:
+        """Return what to make for these keys, and as whom; nothing on a standby or for a disabled table."""
+        home = maintenance.config_schema(side, self._schema)
+        if home is None:
+            return (), ""
+        # By its name: where the table was dropped and declared again, that is the one rows go to now.
+        snapshot = catalog.read_snapshot(side, home, {str(known.table)})
+        now = maintenance.clock(snapshot.now)
+        for table in snapshot.tables if not snapshot.in_recovery else ():
+            if table.policy is not None and table.policy.enabled:
+                plan = maintenance.with_free_names(side, partial(plan_rows, table, keys, now))
+                return plan.steps, snapshot.user
+        return (), ""
 
     def _load(self, side: Connection) -> None:
         with side.begin():
