@@ -141,7 +141,7 @@ class _Hooks:
     def _checkin(self, dbapi_connection: Any, record: Any) -> None:
         # Now this transaction's locks are gone. A connection that is garbage-collected in an async
         # application comes back outside the greenlet, where nothing can be awaited.
-        if in_greenlet() or not self._engine.dialect.is_async:
+        if not self._engine.dialect.is_async or in_greenlet():
             self._keeper.settle(patience=0)
 
     def _begin(self, connection: Connection) -> None:

@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -597,6 +599,31 @@ def test_a_quoted_mixed_case_non_ascii_name_is_kept(
         app.connection(lambda c: c.execute(table.insert().values(Wann=days_from_now(FAR))))
     quoted = '"Größe ""x"" 100%"'
     assert f'Größe "x" 100%_{auckland_day(days_from_now(FAR)):%Y_%m_%d}' in partitions(engine, quoted)
+
+
+WITHOUT_GREENLET = """
+import sys
+sys.modules["greenlet"] = None  # as on a machine where nobody asked for sqlalchemy[asyncio]
+import sqlalchemy as sa
+from alembic_partitions import keep
+engine = sa.create_engine(sys.argv[1])
+keeper = keep(engine, on_error="raise")
+odds = sa.table("odds", sa.column("at", sa.DateTime(timezone=True)))
+with engine.begin() as connection:
+    connection.execute(odds.insert().values(at=sys.argv[2]))
+engine.dispose()
+assert keeper.health().ok
+"""
+
+
+def test_a_sync_application_needs_no_greenlet(database: Database, driver: str, engine: Engine) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    url = database.driver_url(driver).render_as_string(hide_password=False)
+    moment = days_from_now(FAR)
+    arguments = [sys.executable, "-c", WITHOUT_GREENLET, url, moment.isoformat()]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rows_by_partition(engine, "odds") == {_made_for(moment): 1}
 
 
 def test_levels_of_logging_stay_quiet_when_all_is_well(
