@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from .create_all import plain_tables
 from .deploy import upgrading
 from .errors import KeyOutsideLimits, PartitionError, PartitionPending, PolicyError
 from .locks import upgrade_lock_key
@@ -16,6 +17,8 @@ __all__ = [  # noqa: RUF022  # grouped by when it is needed
     # Declare: in a model and in a migration, the same object.
     "PartitionPolicy",
     "nz_racing_day",
+    # Test: models as plain tables.
+    "plain_tables",
     # Deploy: in env.py.
     "upgrade_lock_key",
     "upgrading",

@@ -20,9 +20,19 @@ import pytz
 from sqlalchemy import Connection, and_, column, func, select, table, text, true
 from sqlalchemy.engine import Row
 
+from .compare import Relation
 from .errors import ConfigurationError, PolicyError
 from .periods import KeyType, KeyValue, iso_time
-from .plan import CONFIG_MARK, PARENT_LOCK_CLASS, ManagedTable, Partition, Refusal, Traits
+from .plan import (
+    CONFIG_MARK,
+    PARENT_LOCK_CLASS,
+    PARTITION_MARK,
+    RUNS_MARK,
+    ManagedTable,
+    Partition,
+    Refusal,
+    Traits,
+)
 from .policy import PartitionPolicy
 
 CONFIG_TABLE = "partition_config"
@@ -150,6 +160,33 @@ SELECT current_schema() AS default_schema,
        (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE c.oid = to_regclass('partition_config')
           AND obj_description(c.oid, 'pg_class') = :mark) AS config_schema
+""")
+
+# What autogenerate must not see: partitions at any depth, detached ones that still bear our mark, our two
+# tables. A name without a schema means what the search_path leads to.
+_HIDDEN = text("""
+SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+WHERE c.relkind IN ('r', 'p', 'f')
+  AND (c.relispartition OR starts_with(d.description, :partition) OR d.description IN (:config, :runs))
+""")
+
+# Partitioned tables, but for those that are partitions themselves.
+_PARTITIONED = text("""
+SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible,
+       pg_get_partkeydef(c.oid) AS partition_by, p.partstrat::text AS strategy,
+       CASE WHEN p.partnatts = 1 THEN a.attname END AS key,
+       (SELECT json_agg(k.attname)::text FROM pg_constraint x
+        JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY (x.conkey)
+        WHERE x.conrelid = c.oid AND x.contype = 'p') AS primary_key,
+       EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_partitions
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_partitioned_table p ON p.partrelid = c.oid
+LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND p.partattrs[0] <> 0
+WHERE NOT c.relispartition
 """)
 
 _BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
@@ -346,6 +383,44 @@ def resolve(connection: Connection, schema: str | None, name: str) -> int | None
     """Return the OID that a table name means on this connection, whose search_path may be a tenant's."""
     oid: int | None = connection.execute(_RESOLVE, {"schema": schema, "name": name}).scalar()
     return oid
+
+
+def hidden_tables(connection: Connection) -> set[tuple[str | None, str]]:
+    """Return the tables that are no model's business, by schema and name; visible ones by name alone, too."""
+    marks = {"partition": PARTITION_MARK, "config": CONFIG_MARK, "runs": RUNS_MARK}
+    return {key for row in connection.execute(_HIDDEN, marks) for key in _keys(row)}
+
+
+def partitioned_tables(
+    connection: Connection, config_schema: str | None
+) -> dict[tuple[str | None, str], Relation]:
+    """Return the partitioned tables with what migrations declared of them, by schema and name; visible ones
+    by name alone, too."""
+    declared: dict[tuple[str, str], Any] = {}
+    if config_schema is not None:
+        config = table(
+            CONFIG_TABLE, *map(column, ("table_schema", "table_name", "declared")), schema=config_schema
+        )
+        for row in connection.execute(select(config)):
+            # asyncpg hands out jsonb as text without a type.
+            value = json.loads(row.declared) if isinstance(row.declared, str) else row.declared
+            declared[row.table_schema, row.table_name] = value
+    return {
+        key: Relation(
+            partition_by=row.partition_by,
+            strategy=row.strategy,
+            key=row.key,
+            primary_key=frozenset(json.loads(row.primary_key or "[]")),
+            has_partitions=row.has_partitions,
+            declared=declared.get((row.schema, row.name)),
+        )
+        for row in connection.execute(_PARTITIONED)
+        for key in _keys(row)
+    }
+
+
+def _keys(row: Row[Any]) -> list[tuple[str | None, str]]:
+    return [(row.schema, row.name), *([(None, row.name)] if row.visible else [])]
 
 
 # -- rows into values -----------------------------------------------------------------------------------

@@ -7,28 +7,27 @@ connection and transaction, and print with ``--sql`` what they would send.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Container, Mapping, Sequence
-from datetime import date, datetime, timezone
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
+from alembic.autogenerate.render import render_op_text, renderers
 from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import CreateTableOp, DropTableOp
-from sqlalchemy import ColumnElement, Connection, Table, Time, and_, cast, func, select
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import Table
 from sqlalchemy.schema import SchemaItem
 
 from . import catalog, ddl, maintenance
-from .errors import NotManagedError, PolicyError, WindowRangeError
+from .declare import Door, as_json, columns_of, declare, ensure_our_tables, forget, managed, row_of, run_steps
+from .errors import PolicyError, WindowRangeError
 from .periods import KeyType, KeyValue
-from .plan import ManagedTable, Plan, plan_horizon, plan_windows, windows_between
-from .policy import PartitionPolicy
+from .plan import ManagedTable, Plan, plan_windows, windows_between
+from .policy import INFO_KEY, PartitionPolicy
 
 if TYPE_CHECKING:  # half imported while Alembic loads its plugins
+    from alembic.autogenerate.api import AutogenContext
     from alembic.runtime.migration import MigrationContext
 
-#: Windows made inside the migration's own transaction, whose locks add up; the horizon follows after it.
-FIRST_WINDOWS = 40
 #: Windows that one op.create_partitions makes; more would exhaust max_locks_per_transaction.
 MOST_WINDOWS = 400
 
@@ -36,17 +35,17 @@ _EXISTING = "existing_"
 
 
 @Operations.register_operation("create_partitioned_table")
-class CreatePartitionedTableOp(MigrateOperation):
-    """Create a partitioned table, its policy and its first partitions."""
+class CreatePartitionedTableOp(CreateTableOp):
+    """Create a partitioned table, its policy and its first partitions.
+
+    A kind of Alembic's own operation: what a project does to every CreateTableOp it does to this one.
+    """
 
     def __init__(
         self, table_name: str, columns: Sequence[SchemaItem], *, policy: PartitionPolicy, **kw: Any
     ) -> None:
-        self.table_name = table_name
-        self.columns = columns
+        super().__init__(table_name, columns, **kw)
         self.policy = policy
-        self.schema: str | None = kw.get("schema")
-        self.kw = kw
 
     @classmethod
     def create_partitioned_table(
@@ -70,25 +69,44 @@ class CreatePartitionedTableOp(MigrateOperation):
         table: Table = operations.invoke(operation)
         return table
 
+    @classmethod
+    def of(cls, operation: CreateTableOp, policy: PartitionPolicy) -> CreatePartitionedTableOp:
+        """Return what creates the table of ``operation`` partitioned."""
+        kw = {name: value for name, value in operation.kw.items() if name != "postgresql_partition_by"}
+        return cls(
+            operation.table_name,
+            operation.columns,
+            policy=policy,
+            schema=operation.schema,
+            if_not_exists=operation.if_not_exists,
+            info={name: value for name, value in operation.info.items() if name != INFO_KEY},
+            comment=operation.comment,
+            prefixes=operation.prefixes,
+            _namespace_metadata=operation._namespace_metadata,  # noqa: SLF001  # as Alembic hands it on
+            _constraints_included=operation._constraints_included,  # noqa: SLF001
+            **kw,
+        )
+
     def reverse(self) -> DropPartitionedTableOp:
         """Return the operation that undoes this one."""
-        return DropPartitionedTableOp(self.table_name, schema=self.schema, reverse=self)
+        return DropPartitionedTableOp(self.table_name, schema=self.schema, recreate=self)
 
     def to_diff_tuple(self) -> tuple[str, Table]:
         """Return the change as autogenerate reports it."""
         return "add_partitioned_table", self.to_table()
 
-    def to_table(self, context: MigrationContext | None = None) -> Table:
+    def to_table(self, migration_context: MigrationContext | None = None) -> Table:
         """Return the table, PARTITION BY and all."""
+        table = super().to_table(migration_context)
         by = self.policy.partition_by
-        if context is not None:
-            by = self.policy.partition_by_for(context.dialect.identifier_preparer)
-        kw = {**self.kw, "postgresql_partition_by": by}
-        return CreateTableOp(self.table_name, self.columns, **kw).to_table(context)
+        if migration_context is not None:
+            by = self.policy.partition_by_for(migration_context.dialect.identifier_preparer)
+        table.dialect_options["postgresql"]["partition_by"] = by
+        return table
 
 
 @Operations.register_operation("drop_partitioned_table")
-class DropPartitionedTableOp(MigrateOperation):
+class DropPartitionedTableOp(DropTableOp):
     """Drop a partitioned table with the partitions that we made, and forget its policy."""
 
     def __init__(
@@ -97,12 +115,10 @@ class DropPartitionedTableOp(MigrateOperation):
         *,
         schema: str | None = None,
         if_exists: bool | None = None,
-        reverse: CreatePartitionedTableOp | None = None,
+        recreate: CreatePartitionedTableOp | None = None,
     ) -> None:
-        self.table_name = table_name
-        self.schema = schema
-        self.if_exists = if_exists
-        self._reverse = reverse
+        super().__init__(table_name, schema=schema, if_exists=if_exists, _reverse=recreate)
+        self._recreate = recreate
 
     @classmethod
     def drop_partitioned_table(
@@ -122,25 +138,25 @@ class DropPartitionedTableOp(MigrateOperation):
         :param existing_columns: with ``existing_policy``, what the reverse needs to create it again.
         :param kw: further arguments that it was created with, such as ``comment``.
         """
-        reverse = None
+        recreate = None
         if existing_policy is not None:
-            reverse = CreatePartitionedTableOp(
+            recreate = CreatePartitionedTableOp(
                 table_name, existing_columns, policy=existing_policy, schema=schema, **kw
             )
-        operations.invoke(cls(table_name, schema=schema, if_exists=if_exists, reverse=reverse))
+        operations.invoke(cls(table_name, schema=schema, if_exists=if_exists, recreate=recreate))
 
     def reverse(self) -> CreatePartitionedTableOp:
         """Return the operation that undoes this one."""
-        if self._reverse is None:
+        if self._recreate is None:
             raise ValueError(
                 f"drop_partitioned_table({self.table_name!r}) needs its columns and existing_policy="
                 " to be reversed"
             )
-        return self._reverse
+        return self._recreate
 
-    def to_diff_tuple(self) -> tuple[str, str, str | None]:
+    def to_diff_tuple(self) -> tuple[str, Table]:
         """Return the change as autogenerate reports it."""
-        return "remove_partitioned_table", self.table_name, self.schema
+        return "remove_partitioned_table", self.to_table()
 
 
 @Operations.register_operation("alter_partition_policy")
@@ -272,94 +288,62 @@ class DropPartitionsOp(CreatePartitionsOp):
 
 @Operations.implementation_for(CreatePartitionedTableOp)
 def _create_partitioned_table(operations: Operations, operation: CreatePartitionedTableOp) -> Table:
+    door = _door(operations)
     policy, table = operation.policy, operation.to_table(operations.migration_context)
     key_type = policy.check_table(table)
-    home = _ensure_our_tables(operations)
+    home = ensure_our_tables(door)
     operations.impl.create_table(table)
-    values = _columns(policy.to_dict())
-    target = (
-        insert(ddl.config_table(home))
-        .inline()
-        .values(
-            table_schema=_schema(_table_schema(operations, operation.schema)),
-            table_name=ddl.text_literal(table.name),
-            declared=_json(policy.to_dict()),
-            **values,
-        )
-    )
-    operations.execute(
-        target.on_conflict_do_update(
-            index_elements=["table_schema", "table_name"],
-            set_={name: target.excluded[name] for name in (*values, "declared")},
-        )
-    )
-    _run_steps(operations, _first_windows(operations, operation, table, key_type))
+    declare(door, home, operation.schema, table.name, policy, key_type)
     return table
-
-
-def _first_windows(
-    operations: Operations, operation: CreatePartitionedTableOp, table: Table, key_type: KeyType
-) -> Plan:
-    policy = operation.policy
-    first = policy.changed(premake=min(policy.premake, FIRST_WINDOWS - 2), lookback=min(policy.lookback, 1))
-    connection = _online(operations)
-    if connection is None:
-        now = _offline_now(operations)
-        found = ManagedTable(operation.schema or "", table.name, first, oid=0, key_type=key_type)
-        return plan_horizon(found, now)
-    now = maintenance.clock(connection.execute(select(func.now())).scalar_one())
-    found = catalog.describe_table(
-        connection, str(_table_schema(operations, table.schema)), table.name, first
-    )
-    return maintenance.with_free_names(connection, lambda taken: plan_horizon(found, now, taken))
 
 
 @Operations.implementation_for(DropPartitionedTableOp)
 def _drop_partitioned_table(operations: Operations, operation: DropPartitionedTableOp) -> None:
-    config = ddl.config_table(_ensure_our_tables(operations))
-    schema = _table_schema(operations, operation.schema, operation.table_name)
-    operations.execute(ddl.DetachForeign(operation.schema, operation.table_name))
+    door = _door(operations)
+    home = ensure_our_tables(door)
+    schema = door.schema_of(operation.schema, operation.table_name)
+    door.execute(ddl.DetachForeign(operation.schema, operation.table_name))
     operations.invoke(
         DropTableOp(operation.table_name, schema=operation.schema, if_exists=operation.if_exists)
     )
-    operations.execute(config.delete().where(_row(config, schema, operation.table_name)))
+    forget(door, home, schema, operation.table_name)
 
 
 @Operations.implementation_for(AlterPartitionPolicyOp)
 def _alter_partition_policy(operations: Operations, operation: AlterPartitionPolicyOp) -> None:
-    changes = dict(operation.changes)
+    door, changes = _door(operations), dict(operation.changes)
     if "key" in changes:
         raise PolicyError(
             field="key",
             problem="the partition key of a table cannot be changed in place",
             remedy="Create a new table with the new key and move the rows.",
         )
-    connection = _online(operations)
-    if connection is None:
+    if door.connection is None:
         checked = PartitionPolicy("key").changed(**changes)
     else:
-        found = _managed(operations, connection, operation.schema, operation.table_name)
+        found = managed(door, door.connection, operation.schema, operation.table_name)
         # A row that an operator spoiled by SQL can still be mended by a migration.
         checked = (found.policy or PartitionPolicy("key")).changed(**changes)
         if found.key_type is not None:
             checked.grid(found.key_type)
     changes = {name: checked.to_dict()[name] for name in changes}
-    config = ddl.config_table(_home(operations))
-    schema = _table_schema(operations, operation.schema, operation.table_name)
-    operations.execute(
+    config = ddl.config_table(door.home)
+    schema = door.schema_of(operation.schema, operation.table_name)
+    door.execute(
         config.update()
-        .where(_row(config, schema, operation.table_name))
-        .values(declared=config.c.declared.op("||")(_json(changes)), **_columns(changes))
+        .where(row_of(config, schema, operation.table_name))
+        .values(declared=config.c.declared.op("||")(as_json(changes)), **columns_of(changes))
     )
 
 
 @Operations.implementation_for(CreatePartitionsOp)
 def _create_partitions(operations: Operations, operation: CreatePartitionsOp) -> None:
-    connection = _online(operations)
+    door = _door(operations)
+    connection = door.connection
     if connection is None:
         found = _offline_table(operation)
     else:
-        found = _managed(operations, connection, operation.schema, operation.table_name)
+        found = managed(door, connection, operation.schema, operation.table_name)
     if found.problem is not None:
         raise PolicyError(field="key", problem=found.problem[1], remedy="Correct the policy or the table.")
     if found.policy is not None and not found.policy.enabled:
@@ -370,7 +354,7 @@ def _create_partitions(operations: Operations, operation: CreatePartitionsOp) ->
         )
     if connection is not None and found.oid is not None:
         # Take our turn, then look again: an application may be making the same windows.
-        operations.execute(ddl.LockParent(found.oid))
+        door.execute(ddl.LockParent(found.oid))
         found = dataclasses.replace(found, partitions=catalog.partitions_of(connection, found))
     start, stop = (_key(found, name, getattr(operation, name)) for name in ("start", "stop"))
     windows = list(windows_between(found.grid, start, stop, most=MOST_WINDOWS))
@@ -378,8 +362,7 @@ def _create_partitions(operations: Operations, operation: CreatePartitionsOp) ->
     def make(taken: Container[str]) -> Plan:
         return plan_windows(found, windows, taken, made_by=operation.made_by)
 
-    planned = make(()) if connection is None else maintenance.with_free_names(connection, make)
-    _run_steps(operations, planned)
+    run_steps(door, make(()) if connection is None else maintenance.with_free_names(connection, make))
 
 
 def _key(table: ManagedTable, name: str, moment: KeyValue | str) -> KeyValue:
@@ -395,38 +378,6 @@ def _key(table: ManagedTable, name: str, moment: KeyValue | str) -> KeyValue:
         problem=f"{moment!r} is no moment",
         remedy="Give a date, a datetime, or either as ISO 8601 text.",
     )
-
-
-@Operations.implementation_for(DropPartitionsOp)
-def _drop_partitions(operations: Operations, operation: DropPartitionsOp) -> None:
-    operations.execute(ddl.DropEmptyPartitions(operation.schema, operation.table_name, operation.made_by))
-
-
-def _run_steps(operations: Operations, planned: Plan) -> None:
-    connection = _online(operations)
-    # A migration may run as a mere member of the owner.
-    user = None if connection is None else connection.scalar(select(func.current_user()))
-    for step in planned.steps:
-        for element in ddl.partition_elements(step, user):
-            operations.execute(element)
-
-
-# -- where things are -----------------------------------------------------------------------------------
-
-
-def _online(operations: Operations) -> Connection | None:
-    context = operations.migration_context
-    return None if context.as_sql else context.connection
-
-
-def _offline_now(operations: Operations) -> datetime:
-    """Offline no database can be asked: the host's clock, or the instant that is rehearsed."""
-    now = maintenance.clock(datetime.now(timezone.utc))
-    operations.migration_context.impl.static_output(
-        f"-- alembic_partitions: first windows as of {now:%Y-%m-%d %H:%M:%S}+00, from this host's clock or"
-        f" {maintenance.NOW_VARIABLE}; the horizon follows with the first online run\n"
-    )
-    return now
 
 
 def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
@@ -445,79 +396,61 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
     )
 
 
-def _home(operations: Operations) -> str | None:
-    """Return the schema of our two tables; online always one, offline ``None`` for the default one."""
-    told, connection = maintenance.config_home(operations.migration_context), _online(operations)
-    if told is not None or connection is None:
-        return told
-    meant = catalog.meant(connection)
-    return str(meant.config_schema or _existing(meant.default_schema))
+@Operations.implementation_for(DropPartitionsOp)
+def _drop_partitions(operations: Operations, operation: DropPartitionsOp) -> None:
+    operations.execute(ddl.DropEmptyPartitions(operation.schema, operation.table_name, operation.made_by))
 
 
-def _ensure_our_tables(operations: Operations) -> str | None:
-    home, connection = _home(operations), _online(operations)
-    if connection is not None:
-        catalog.find_config(connection, home)  # a clear error before anything
-    operations.execute(ddl.EnsureOurTables(home))
-    return home
+# -- how they are written into a migration ---------------------------------------------------------------
 
 
-def _table_schema(operations: Operations, schema: str | None, name: str | None = None) -> str | None:
-    """Return the schema of a table that exists, or (without ``name``) of one to be made; offline as given."""
-    connection = _online(operations)
-    if schema is not None or connection is None:
-        return schema
-    meant = catalog.meant(connection, name or "")
-    return str((name and meant.table_schema) or _existing(meant.default_schema))
+@renderers.dispatch_for(CreatePartitionedTableOp)
+def _render_create(context: AutogenContext, operation: CreatePartitionedTableOp) -> str:
+    context.imports.add("from alembic_partitions import PartitionPolicy")
+    plain = CreateTableOp(
+        operation.table_name,
+        operation.columns,
+        schema=operation.schema,
+        if_not_exists=operation.if_not_exists,
+        info=operation.info,
+        comment=operation.comment,
+        prefixes=operation.prefixes,
+        _namespace_metadata=operation._namespace_metadata,  # noqa: SLF001
+        _constraints_included=operation._constraints_included,  # noqa: SLF001
+        **operation.kw,
+    )
+    text = render_op_text(context, plain).replace("create_table", "create_partitioned_table", 1)
+    return f"{text.removesuffix(')').rstrip()},\npolicy={operation.policy!r}\n)"
 
 
-def _existing(schema: str | None) -> str:
-    if schema is None:
-        raise PolicyError(
-            field="schema",
-            problem="search_path names no schema that exists, so there is no place for the table",
-            remedy="Pass schema=, or set search_path.",
-        )
-    return schema
+@renderers.dispatch_for(DropPartitionedTableOp)
+def _render_drop(context: AutogenContext, operation: DropPartitionedTableOp) -> str:
+    plain = DropTableOp(operation.table_name, schema=operation.schema, if_exists=operation.if_exists)
+    return render_op_text(context, plain).replace("drop_table", "drop_partitioned_table", 1)
 
 
-def _managed(operations: Operations, connection: Connection, schema: str | None, name: str) -> ManagedTable:
-    """Read one managed table in the middle of a migration's transaction, whose settings stay as they are."""
-    wanted = f"{_table_schema(operations, schema, name)}.{name}"
-    found = catalog.find_config(connection, _home(operations))
-    if found is not None:
-        with catalog.utc_settings(connection):
-            snapshot = catalog.read_snapshot(connection, found, {wanted})
-        for managed in snapshot.tables:
-            return managed
-    raise NotManagedError(table=wanted)
+@renderers.dispatch_for(AlterPartitionPolicyOp)
+def _render_alter(context: AutogenContext, operation: AlterPartitionPolicyOp) -> str:
+    fields = [f"{name}={value!r}" for name, value in operation.changes.items()]
+    fields += [f"existing_{name}={value!r}" for name, value in operation.existing.items()]
+    where = [f"schema={operation.schema!r}"] if operation.schema else []
+    arguments = ", ".join([repr(operation.table_name), *fields, *where])
+    prefix = context.opts.get("alembic_module_prefix") or ""
+    return f"{prefix}alter_partition_policy({arguments})"
 
 
-def _row(config: Table, schema: str | None, name: str) -> ColumnElement[bool]:
-    return and_(config.c.table_schema == _schema(schema), config.c.table_name == ddl.text_literal(name))
+# -- where things are -----------------------------------------------------------------------------------
 
 
-def _schema(schema: str | None) -> ColumnElement[str]:
-    return func.current_schema() if schema is None else ddl.text_literal(schema)
-
-
-def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return policy fields as columns of partition_config, each a value that --sql can print."""
-    columns: dict[str, Any] = {
-        "partition_key" if name == "key" else name: ddl.text_literal(value)
-        if isinstance(value, str)
-        else value
-        for name, value in fields.items()
-    }
-    if "day_start" in columns:
-        columns["day_start"] = cast(columns["day_start"], Time())
-    if "storage_parameters" in columns:
-        columns["storage_parameters"] = _json(columns["storage_parameters"])
-    return columns
-
-
-def _json(value: Mapping[str, Any]) -> ColumnElement[Any]:
-    return cast(ddl.text_literal(json.dumps(value)), JSONB())
+def _door(operations: Operations) -> Door:
+    """Return the way in of a migration: its own connection and transaction, or with --sql its script."""
+    migration = operations.migration_context
+    return Door(
+        execute=operations.execute,
+        connection=None if migration.as_sql else migration.connection,
+        told=maintenance.config_home(migration),
+        remark=migration.impl.static_output,
+    )
 
 
 def _iso(moment: KeyValue | str) -> str:

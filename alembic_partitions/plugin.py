@@ -7,17 +7,40 @@ before :func:`setup` runs.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alembic.runtime.plugins import Plugin
 
 
 def setup(plugin: Plugin) -> None:
-    """Register the operations ``op.create_partitioned_table`` and its kin."""
+    """Register the operations ``op.create_partitioned_table`` and its kin, and take part in autogenerate."""
+    from alembic.util import DispatchPriority
+
     from . import operations  # noqa: F401  # importing it is what registers
+
+    for comparator, target, priority in (
+        ("begin", "schema", DispatchPriority.FIRST),
+        ("compare_table", "table", DispatchPriority.MEDIUM),
+        ("end", "schema", DispatchPriority.LAST),
+    ):
+        plugin.add_autogenerate_comparator(
+            _later(comparator), target, "partitions", qualifier="postgresql", priority=priority
+        )
+
+
+def _later(comparator: str) -> Callable[..., Any]:
+    """Return a comparator that loads its module when it is called: most commands compare nothing, and Alembic
+    is only half there now."""
+
+    def compare(*arguments: Any) -> Any:
+        from . import autogenerate
+
+        return getattr(autogenerate, comparator)(*arguments)
+
+    return compare
 
 
 class _IterableModule(ModuleType):

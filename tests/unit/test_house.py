@@ -23,6 +23,7 @@ FLOORS = {
     "naming": 1,
     "policy": 2,
     "plan": 3,
+    "compare": 3,
     "drivers": 3,
     "catalog": 4,
     "ddl": 4,
@@ -31,10 +32,12 @@ FLOORS = {
     "executor": 5,
     "locks": 5,
     "maintenance": 6,
+    "declare": 6,
     "health": 6,
     "knowledge": 6,
     "talk": 6,
     "operations": 7,
+    "create_all": 7,
     "keeper": 7,
     "events": 7,
     "deploy": 7,
@@ -47,6 +50,7 @@ FLOORS = {
 
 # Neighbours on one floor do not know each other, but for these.
 SIDEWAYS = {
+    ("declare", "maintenance"),  # the clock, and names that are free
     ("events", "keeper"),  # the listeners are thin: what they do is the keeper's
     ("cli", "demo"),
     ("__main__", "cli"),

@@ -1,0 +1,215 @@
+"""``alembic revision --autogenerate`` and ``alembic check``: partitions left out, policies compared.
+
+Alembic's own comparison does the work. Before it, partitions are taken out of its sight; during it, each
+table's policy is compared; after it, its operations on partitioned tables are put right.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from alembic.autogenerate.render import render_op_text, renderers
+from alembic.operations import MigrateOperation, Operations
+from alembic.operations.ops import (
+    AlterColumnOp,
+    CreateIndexOp,
+    CreateTableOp,
+    DropTableOp,
+    ModifyTableOps,
+)
+from alembic.util import CommandError, PriorityDispatchResult
+from sqlalchemy import Table
+
+from . import catalog, maintenance
+from .compare import Alter, Relation, Remark, compare
+from .errors import PartitionError
+from .operations import AlterPartitionPolicyOp, CreatePartitionedTableOp, DropPartitionedTableOp
+from .policy import INFO_KEY
+
+if TYPE_CHECKING:  # half imported while Alembic loads its plugins
+    from alembic.autogenerate.api import AutogenContext
+    from alembic.operations.ops import UpgradeOps
+
+_KEY = "alembic_partitions"
+_CONCURRENTLY = "postgresql_concurrently"
+_WIDTH = 92
+
+
+class PartitionRemarkOp(MigrateOperation):
+    """A comment in a migration: what no operation may do by itself, and what to do about it."""
+
+    def __init__(self, table_name: str, schema: str | None, remark: Remark | None) -> None:
+        self.table_name = table_name
+        self.schema = schema
+        self.remark = remark
+        #: Nothing else is in the migration, and a body of comments is none in Python.
+        self.alone = False
+
+    def reverse(self) -> PartitionRemarkOp:
+        """Return the operation that undoes this one: nothing was done."""
+        return PartitionRemarkOp(self.table_name, self.schema, None)
+
+    def to_diff_tuple(self) -> tuple[str, str | None, str, str]:
+        """Return the difference as autogenerate reports it."""
+        assert self.remark is not None
+        return "partition_remark", self.schema, self.table_name, self.remark.problem
+
+
+@Operations.implementation_for(PartitionRemarkOp)
+def _nothing(operations: Operations, operation: PartitionRemarkOp) -> None:
+    """Do nothing, as the comment in a migration does."""
+
+
+@dataclass
+class _Found:
+    """What one comparison found out, and what it adds to the migration."""
+
+    relations: Mapping[tuple[str | None, str], Relation]
+    added: list[MigrateOperation] = field(default_factory=list)
+
+    def relation(self, schema: str | None, name: str) -> Relation:
+        return self.relations.get((schema, name), Relation())
+
+
+def begin(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> PriorityDispatchResult:
+    """Read what is partitioned, and leave partitions out before anything of them is reflected."""
+    connection = context.connection
+    assert connection is not None
+    try:
+        told = maintenance.config_home(context.migration_context) or catalog.meant(connection).config_schema
+        relations = catalog.partitioned_tables(connection, catalog.find_config(connection, told))
+    except PartitionError as error:
+        raise CommandError(str(error)) from error
+    context.inspector.info_cache[_KEY] = _Found(relations)
+    default = connection.dialect.default_schema_name
+    modelled = {
+        (None if table.schema == default else table.schema, table.name) for table in context.sorted_tables
+    }
+    hidden = catalog.hidden_tables(connection) - modelled
+    usual = context.run_name_filters
+
+    def run_name_filters(name: str | None, type_: Any, parent_names: Any) -> bool:
+        is_hidden = type_ == "table" and (parent_names.get("schema_name"), name) in hidden
+        return not is_hidden and usual(name, type_, parent_names)
+
+    context.run_name_filters = run_name_filters  # type: ignore[method-assign]
+    return PriorityDispatchResult.CONTINUE
+
+
+def compare_table(
+    context: AutogenContext,
+    modify_ops: ModifyTableOps,
+    schema: str | None,
+    name: str,
+    there: Table | None,
+    model: Table | None,
+) -> PriorityDispatchResult:
+    """Compare the policy of one table, once Alembic and the project's own filters have let it through."""
+    found = _found(context)
+    if model is not None:
+        try:
+            differences = compare(model, found.relation(schema, name) if there is not None else None)
+        except PartitionError as error:
+            raise CommandError(str(error)) from error
+        for difference in differences:
+            if isinstance(difference, Alter):
+                found.added.append(_altered(name, schema, difference))
+            elif isinstance(difference, Remark):
+                found.added.append(PartitionRemarkOp(name, schema, difference))
+    return PriorityDispatchResult.CONTINUE
+
+
+def end(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> PriorityDispatchResult:
+    """Put Alembic's operations on partitioned tables right, and add ours."""
+    found = _found(context)
+    upgrade_ops.ops[:] = [*_put_right(upgrade_ops.ops, found), *found.added]
+    if upgrade_ops.ops and all(isinstance(op, PartitionRemarkOp) for op in upgrade_ops.ops):
+        upgrade_ops.ops[-1].alone = True  # type: ignore[attr-defined]
+    return PriorityDispatchResult.CONTINUE
+
+
+def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterator[MigrateOperation]:
+    created = set()
+    for operation in operations:
+        if isinstance(operation, CreateTableOp) and INFO_KEY in operation.info:
+            created.add((operation.schema, operation.table_name))
+            yield CreatePartitionedTableOp.of(operation, operation.info[INFO_KEY])
+        elif isinstance(operation, DropTableOp):
+            yield _dropped(operation, found.relation(operation.schema, operation.table_name))
+        elif isinstance(operation, ModifyTableOps):
+            key = (operation.schema, operation.table_name)
+            if key in created or found.relation(*key).partition_by is not None:
+                yield from _modified(operation, found.relation(*key), is_new=key in created)
+            else:
+                yield operation
+        else:
+            yield operation
+
+
+def _dropped(operation: DropTableOp, there: Relation) -> MigrateOperation:
+    try:
+        policy = there.policy
+    except PartitionError as error:
+        raise CommandError(str(error)) from error
+    if policy is not None:
+        recreate = CreatePartitionedTableOp.of(operation.reverse(), policy)
+        return DropPartitionedTableOp(operation.table_name, schema=operation.schema, recreate=recreate)
+    if there.partition_by is not None:
+        # SQLAlchemy does not reflect PARTITION BY (sqlalchemy/alembic#539); the downgrade needs it.
+        operation.table_kw["postgresql_partition_by"] = there.partition_by
+    return operation
+
+
+def _modified(operation: ModifyTableOps, there: Relation, is_new: bool) -> Iterator[MigrateOperation]:
+    kept: list[MigrateOperation] = []
+    for change in operation.ops:
+        if isinstance(change, AlterColumnOp) and change.column_name in there.primary_key:
+            if change.modify_nullable:
+                change.modify_nullable = None  # PostgreSQL refuses: the primary key forces NOT NULL
+            if not change.has_changes():
+                continue
+        elif isinstance(change, CreateIndexOp) and change.kw.pop(_CONCURRENTLY, False) and not is_new:
+            yield PartitionRemarkOp(operation.table_name, operation.schema, _concurrently(change))
+        kept.append(change)
+    operation.ops[:] = kept
+    if kept:
+        yield operation
+
+
+def _altered(name: str, schema: str | None, difference: Alter) -> AlterPartitionPolicyOp:
+    return AlterPartitionPolicyOp(name, difference.changes, difference.existing, schema=schema)
+
+
+def _concurrently(operation: CreateIndexOp) -> Remark:
+    return Remark(
+        f"PostgreSQL builds no index CONCURRENTLY on a partitioned table, so {operation.index_name} is built"
+        f" without, and {operation.table_name} cannot be written to meanwhile.",
+        "To avoid that, create it ON ONLY the table, CONCURRENTLY on each partition, and attach those with"
+        " ALTER INDEX ... ATTACH PARTITION.",
+    )
+
+
+def _found(context: AutogenContext) -> _Found:
+    found = context.inspector.info_cache[_KEY]
+    assert isinstance(found, _Found)
+    return found
+
+
+# -- how it is written into a migration ------------------------------------------------------------------
+
+
+@renderers.dispatch_for(PartitionRemarkOp)
+def _render_remark(context: AutogenContext, operation: PartitionRemarkOp) -> list[str]:
+    remark = operation.remark
+    if remark is None:
+        return []
+    lines = [
+        *textwrap.wrap(f"alembic_partitions: {remark.problem}", _WIDTH),
+        *textwrap.wrap(remark.remedy, _WIDTH),
+    ]
+    if remark.alter is not None:
+        lines.append(render_op_text(context, _altered(operation.table_name, operation.schema, remark.alter)))
+    return [f"# {line}" for line in lines] + ["pass"] * operation.alone

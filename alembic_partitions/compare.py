@@ -1,0 +1,196 @@
+"""What a model wants + what the database has -> what it takes. Pure: one answer, whoever asks.
+
+Autogenerate makes operations of the differences, ``create_all()`` carries them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import Table
+
+from .errors import PolicyError
+from .policy import PartitionPolicy, policy_of
+
+#: Fields that decide where windows begin and end.
+_GRID_FIELDS = {"interval", "every", "timezone", "day_start", "week_start", "column_timezone"}
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A table of the database, as far as partitioning goes.
+
+    ``partition_by`` is PostgreSQL's own text, ``None`` for a plain table; ``key`` its only column, ``None``
+    where there are several or an expression; ``declared`` what migrations declared, ``None`` for a table
+    without a policy.
+    """
+
+    partition_by: str | None = None
+    strategy: str | None = None
+    key: str | None = None
+    primary_key: frozenset[str] = frozenset()
+    has_partitions: bool = False
+    declared: Mapping[str, Any] | None = None
+
+    @property
+    def policy(self) -> PartitionPolicy | None:
+        """The policy that migrations declared; fields of a later version of this package are left out.
+
+        :raises PolicyError: somebody has spoiled it.
+        """
+        if self.declared is None:
+            return None
+        known = {item.name for item in dataclasses.fields(PartitionPolicy)}
+        return PartitionPolicy.from_dict({k: v for k, v in self.declared.items() if k in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Declare:
+    """The table is to be created, with this policy."""
+
+    policy: PartitionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Alter:
+    """Fields of the policy have changed: new values, and those before."""
+
+    changes: Mapping[str, Any]
+    existing: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What no operation may do by itself: what is different, what to do, and the operation that would, if a
+    person decides so."""
+
+    problem: str
+    remedy: str
+    alter: Alter | None = None
+
+
+Difference: TypeAlias = "Declare | Alter | Remark"
+
+
+def compare(table: Table, found: Relation | None) -> list[Difference]:
+    """Return what it takes to have a model's partitioning in the database.
+
+    :param found: what is there, ``None`` where there is no such table.
+    :raises PolicyError: the model's policy does not fit its table, or differs from its own
+        ``postgresql_partition_by``.
+    """
+    policy = policy_of(table)
+    if policy is None:
+        return _without_policy(table, found)
+    _check(table, policy)
+    if found is None:
+        return [Declare(policy)]
+    if found.partition_by is None:
+        return [
+            Remark(
+                f"{table.fullname} is a plain table; its model is partitioned by {policy.partition_by}.",
+                "PostgreSQL cannot partition a table in place. Create a new one with"
+                " op.create_partitioned_table(), move the rows, and swap the names.",
+            )
+        ]
+    if found.strategy != "r" or found.key != policy.key:
+        return [
+            Remark(
+                f"{table.fullname} is partitioned by {found.partition_by}; its model by"
+                f" {policy.partition_by}.",
+                "PostgreSQL cannot change that in place. Create a new table with"
+                " op.create_partitioned_table(), move the rows, and swap the names.",
+            )
+        ]
+    before = found.policy
+    if before is None:
+        return [
+            Remark(
+                f"{table.fullname} is partitioned as its model says, but not managed: partition_config has"
+                " no row for it.",
+                "A table that was partitioned by other means cannot be adopted yet. Until it can, leave the"
+                " policy out of its model and say postgresql_partition_by there.",
+            )
+        ]
+    return _changes(table, before, policy, found.has_partitions)
+
+
+def _check(table: Table, policy: PartitionPolicy) -> None:
+    said = table.dialect_options["postgresql"]["partition_by"]
+    if said != policy.partition_by:
+        raise PolicyError(
+            field="key",
+            problem=f"model {table.fullname!r} has postgresql_partition_by={said!r}, and a policy that says"
+            f" {policy.partition_by!r}",
+            remedy="Leave postgresql_partition_by out: the policy sets it.",
+        )
+    policy.check_table(table)
+
+
+def _changes(
+    table: Table, before: PartitionPolicy, after: PartitionPolicy, has_partitions: bool
+) -> list[Difference]:
+    old, new = before.to_dict(), after.to_dict()
+    changed = {name for name in new if new[name] != old[name]}
+    if not changed:
+        return []
+    grid = changed & _GRID_FIELDS if has_partitions else set()
+    if "interval" in grid:
+        grid |= changed & {"premake"}  # counted in windows: its default follows the interval
+    differences: list[Difference] = []
+    if changed - grid:
+        differences.append(_alter(old, new, changed - grid))
+    if grid:
+        told = ", ".join(f"{name} {old[name]!r} -> {new[name]!r}" for name in _in_order(grid))
+        differences.append(
+            Remark(
+                f"{table.fullname} has partitions, and its model wants others: {told}.",
+                "Partitions that exist cannot be altered in place. If the change is to apply from now on"
+                " (they stay, and new windows begin where the covered range ends), take this line in:",
+                _alter(old, new, grid),
+            )
+        )
+    return differences
+
+
+def _alter(old: Mapping[str, Any], new: Mapping[str, Any], names: set[str]) -> Alter:
+    ordered = _in_order(names)
+    return Alter({name: new[name] for name in ordered}, {name: old[name] for name in ordered})
+
+
+def _in_order(names: set[str]) -> list[str]:
+    return [item.name for item in dataclasses.fields(PartitionPolicy) if item.name in names]
+
+
+def _without_policy(table: Table, found: Relation | None) -> list[Difference]:
+    said = table.dialect_options["postgresql"]["partition_by"]
+    if found is None:
+        return []
+    if said is None and found.declared is not None:
+        return [
+            Remark(
+                f"{table.fullname} is partitioned by {found.partition_by} and managed; its model has no"
+                " policy.",
+                "A partitioned table cannot become a plain one in place. Put the PartitionPolicy back into"
+                " its model.",
+            )
+        ]
+    if said is not None and _bare(said) != _bare(found.partition_by or ""):
+        there = f"partitioned by {found.partition_by}" if found.partition_by else "a plain table"
+        return [
+            Remark(
+                f"{table.fullname} is {there}; its model is partitioned by {said}.",
+                "PostgreSQL cannot change that in place. Create a new table, move the rows, and swap the"
+                " names.",
+            )
+        ]
+    return []
+
+
+def _bare(partition_by: str) -> str:
+    """Return a PARTITION BY clause without what makes no difference: case, quotes, blanks."""
+    return re.sub(r'[\s"]+', "", partition_by).lower()

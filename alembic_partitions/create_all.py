@@ -1,0 +1,105 @@
+"""``MetaData.create_all()`` and ``drop_all()``: the same tables and partitions, for who has no migrations.
+
+A test suite, mostly. Models are compared as autogenerate compares them, and what is missing goes through the
+same :class:`~alembic_partitions.declare.Door`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, MetaData, Table, event
+
+from . import ddl
+from .compare import Declare, compare
+from .declare import Door, declare, ensure_our_tables, forget
+from .maintenance import SCHEMA_VARIABLE, config_schema
+from .policy import INFO_KEY, policy_of
+
+
+@contextmanager
+def plain_tables(metadata: MetaData) -> Iterator[None]:
+    """Make the partitioned models of ``metadata`` plain tables, as long as the block lasts.
+
+    For unit tests that care for rows and not for partitions::
+
+        with plain_tables(Base.metadata):
+            Base.metadata.create_all(engine)
+    """
+    partitioned = [(table, policy) for table in metadata.tables.values() if (policy := policy_of(table))]
+    for table, _ in partitioned:
+        del table.info[INFO_KEY]
+        table.dialect_options["postgresql"]["partition_by"] = None
+    try:
+        yield
+    finally:
+        for table, policy in partitioned:
+            table.info[INFO_KEY] = policy
+            table.dialect_options["postgresql"]["partition_by"] = policy.partition_by
+
+
+def _before_create(table: Table, connection: Any, **kw: Any) -> None:
+    if _is_ours(table, connection):
+        compare(table, None)  # a policy that does not fit its table is refused before anything changes
+        ensure_our_tables(_door(connection))
+
+
+def _after_create(table: Table, connection: Any, **kw: Any) -> None:
+    if not _is_ours(table, connection):
+        return
+    door = _door(connection)
+    for difference in compare(table, None):
+        if isinstance(difference, Declare):
+            policy = difference.policy
+            key_type = policy.check_table(table)
+            declare(door, door.home, _schema(table, connection), table.name, policy, key_type)
+
+
+def _before_drop(table: Table, connection: Any, **kw: Any) -> None:
+    if _is_ours(table, connection):
+        connection.execute(ddl.DetachForeign(_schema(table, connection), table.name))
+
+
+def _after_drop(table: Table, connection: Any, **kw: Any) -> None:
+    if not _is_ours(table, connection):
+        return
+    home = config_schema(connection, None)
+    if home is not None:
+        door = _door(connection)
+        forget(door, home, door.schema_of(_schema(table, connection)), table.name)
+
+
+def _is_ours(table: Table, connection: Any) -> bool:
+    # Alembic with --sql has no connection, create_mock_engine() one that answers nothing.
+    return (
+        policy_of(table) is not None
+        and isinstance(connection, Connection)
+        and connection.dialect.name == "postgresql"
+    )
+
+
+def _door(connection: Connection) -> Door:
+    return Door(
+        execute=connection.execute,
+        connection=connection,
+        told=os.environ.get(SCHEMA_VARIABLE) or None,
+        remark=lambda text: None,
+    )
+
+
+def _schema(table: Table, connection: Connection) -> str | None:
+    translation = connection.get_execution_options().get("schema_translate_map") or {}
+    schema: str | None = translation.get(table.schema, table.schema)
+    return schema
+
+
+for _name, _listener in (
+    ("before_create", _before_create),
+    ("after_create", _after_create),
+    ("before_drop", _before_drop),
+    ("after_drop", _after_drop),
+):
+    event.listen(Table, _name, _listener)
