@@ -52,8 +52,16 @@ ORDER BY n.nspname
 _PARENTS = text("""
 SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
        p.partstrat::text AS strategy, p.partnatts AS natts,
-       a.attname AS key, a.atttypid::regtype::text AS type,
-       pg_get_userbyid(c.relowner) AS owner, c.relreplident::text AS replica_identity,
+       a.attname AS key,
+       -- regtype quotes "date" under quote_all_identifiers.
+       trim(a.atttypid::regtype::text, '"') AS type,
+       -- timestamptz(0) rounds what it stores.
+       CASE WHEN a.atttypmod BETWEEN 0 AND 5 THEN a.atttypmod END AS precision,
+       pg_get_userbyid(c.relowner) AS owner,
+       -- An index that was dropped since stays as 'i', and means NOTHING (manual, ALTER TABLE).
+       CASE WHEN c.relreplident = 'i'
+                 AND NOT EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisreplident)
+            THEN 'n' ELSE c.relreplident::text END AS replica_identity,
        c.relrowsecurity AS row_security,
        (SELECT m.amname FROM pg_am m WHERE m.oid = c.relam) AS access_method,
        (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = c.reltablespace) AS tablespace_of_parent,
@@ -76,7 +84,7 @@ LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND
 """).columns(
     *map(column, ("schema", "name", "oid", "kind", "strategy", "natts", "key", "type", "owner")),
     *map(column, ("replica_identity", "row_security", "access_method", "tablespace_of_parent")),
-    *map(column, ("statistics", "exclusions", "key_tables")),
+    *map(column, ("statistics", "exclusions", "key_tables", "precision")),
 )
 
 # The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
@@ -189,6 +197,8 @@ LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND
 WHERE NOT c.relispartition
 """)
 
+_SCHEMA_EXISTS = text("SELECT n.oid FROM pg_namespace n WHERE n.nspname = CAST(:schema AS text)")
+
 _BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
 _KEY_TYPES: Mapping[str, KeyType] = {
     "timestamp with time zone": "timestamptz",
@@ -233,7 +243,7 @@ def find_config(connection: Connection, schema: str | None = None, bounded: bool
         somebody else's.
     """
     found = connection.execute(_FIND_CONFIG, {"bounded": bounded}).all()
-    ours = [row.schema for row in found if row.mark == CONFIG_MARK]
+    ours = _marked(found)
     if schema is not None:
         if schema in ours:
             return schema
@@ -250,6 +260,20 @@ def find_config(connection: Connection, schema: str | None = None, bounded: bool
             remedy="Name the one you mean: ALEMBIC_PARTITIONS_SCHEMA, or schema=.",
         )
     return ours[0] if ours else None
+
+
+def config_schemas(connection: Connection) -> list[str]:
+    """Return every schema that holds a partition_config of ours."""
+    return _marked(connection.execute(_FIND_CONFIG, {"bounded": False}).all())
+
+
+def _marked(found: Sequence[Row[Any]]) -> list[str]:
+    return [row.schema for row in found if row.mark == CONFIG_MARK]
+
+
+def schema_exists(connection: Connection, schema: str) -> bool:
+    """Tell whether there is a schema of that name."""
+    return connection.execute(_SCHEMA_EXISTS, {"schema": schema}).scalar() is not None
 
 
 def read_snapshot(
@@ -460,7 +484,9 @@ def _fit(row: Row[Any], policy: PartitionPolicy) -> ManagedTable:
         except PolicyError as error:
             why = str(error)
         else:
-            return dataclasses.replace(found, key_type=_KEY_TYPES[row.type], traits=_traits(row))
+            return dataclasses.replace(
+                found, key_type=_KEY_TYPES[row.type], traits=_traits(row), precision=row.precision
+            )
     return dataclasses.replace(found, problem=(Refusal.UNFIT, f"{row.schema}.{row.name}: {why}"))
 
 

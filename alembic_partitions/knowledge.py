@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -104,10 +105,13 @@ class Knowledge:
         assert key_type is not None
         if not values:
             return View(known)
+        stored = partial(rows.rounded, precision=known.table.precision)
         ends = _ends(values, key_type)
-        if ends is not None and known.coverage.covers(*ends):
-            return View(known, ends)
-        keys = set(rows.key_values(values, key_type, connection))
+        if ends is not None:
+            ends = stored(ends[0]), stored(ends[1])
+            if known.coverage.covers(*ends):
+                return View(known, ends)
+        keys = set(map(stored, rows.key_values(values, key_type, connection)))
         if not keys:
             return View(known)
         lacking = {key for key in keys if not known.coverage.covers(key, key)}

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Container, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -16,9 +17,9 @@ from sqlalchemy.exc import DBAPIError
 
 from . import catalog, ddl, executor
 from .drivers import reason
-from .errors import ConfigurationError, NotManagedError, PartitionError
+from .errors import ConfigurationError, NotManagedError, PartitionError, SettingError
 from .periods import iso_time
-from .plan import Coverage, CreatePartition, ManagedTable, Plan, plan_horizon
+from .plan import CreatePartition, ManagedTable, Plan, plan_horizon
 
 if TYPE_CHECKING:  # a web process does not pay for Alembic
     from alembic.runtime.migration import MigrationContext
@@ -57,6 +58,11 @@ class TableResult:
     error: str | None = None
     findings: tuple[str, ...] = ()
 
+    @property
+    def failure(self) -> str | None:
+        """Why the run failed for this table, or ``None`` where rows that are written now find a partition."""
+        return self.error or ("; ".join(self.findings) if self.current_missing else None)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -90,18 +96,17 @@ def clock(database_now: datetime) -> datetime:
 def parse_instant(text: str) -> datetime:
     """Read ``ALEMBIC_PARTITIONS_NOW``: an ISO 8601 instant with its offset.
 
-    :raises ConfigurationError: it is none.
+    :raises SettingError: it is none.
     """
-    try:
+    with suppress(ValueError, OverflowError):  # no time at all, or one with no room left for its offset
         instant = iso_time(text)
-    except ValueError:
-        instant = None
-    if instant is None or instant.tzinfo is None:
-        raise ConfigurationError(
-            problem=f"cannot be read at {NOW_VARIABLE}={text!r}",
-            remedy="Give an ISO 8601 instant with its offset, such as 2026-04-05T13:37:11+12:00.",
-        )
-    return instant.astimezone(timezone.utc)
+        if instant.tzinfo is not None:
+            return instant.astimezone(timezone.utc)
+    raise SettingError(
+        name=NOW_VARIABLE,
+        value=text,
+        expected="an ISO 8601 instant with its offset, such as 2026-04-05T13:37:11+12:00",
+    )
 
 
 def config_home(migration: MigrationContext) -> str | None:
@@ -116,8 +121,20 @@ def config_home(migration: MigrationContext) -> str | None:
 
 
 def config_schema(connection: Connection, schema: str | None) -> str | None:
-    """Return where partition_config lives: as told, as the environment says, or by our mark."""
-    return catalog.find_config(connection, schema or os.environ.get(SCHEMA_VARIABLE) or None, bounded=True)
+    """Return where partition_config lives: as told, as the environment says, or by our mark.
+
+    :raises ConfigurationError: it is not where it was told to be, but elsewhere; or see
+        :func:`catalog.find_config`.
+    """
+    told = schema or os.environ.get(SCHEMA_VARIABLE) or None
+    found = catalog.find_config(connection, told, bounded=True)
+    elsewhere = catalog.config_schemas(connection) if found is None else []
+    if elsewhere:
+        raise ConfigurationError(
+            problem=f"is not in schema {told!r}, but in " + " and ".join(map(repr, elsewhere)),
+            remedy=f"Correct schema= or {SCHEMA_VARIABLE}, or leave it out.",
+        )
+    return found
 
 
 def plan(
@@ -156,9 +173,10 @@ def ensure(
     with connection.begin():
         found = config_schema(connection, schema)
         if found is None:
+            _known((), tables)
             return Report()
         snapshot = catalog.read_snapshot(connection, found, tables, partitions=False)
-        _known(snapshot, tables)
+        _known(snapshot.tables, tables)
         if snapshot.in_recovery:
             return Report(in_recovery=True)
         now = clock(snapshot.now)
@@ -172,7 +190,7 @@ def ensure(
             for step in steps:
                 _make(connection, step, work, snapshot.user, give_up_at, patience)
     report = Report(tuple(_result(work) for work in works))
-    if report.created or any(work.error for work in works):
+    if report.created or any(result.failure for result in report.results):
         _record(connection, snapshot, "ensure", report)
     return report
 
@@ -198,7 +216,7 @@ def _plans(connection: Connection, tables: Sequence[ManagedTable], now: datetime
     bare = [plan_horizon(table, now) for table in tables]
     names = {step.name for plan in bare for step in plan.steps}
     seen = list(catalog.with_partitions(connection, tables, names))
-    healthy = [_spanned(table, plan) for table, plan in zip(seen, bare, strict=True)]
+    healthy = [_stands(table, plan) for table, plan in zip(seen, bare, strict=True)]
     wanting = [table for table, well in zip(tables, healthy, strict=True) if not well]
     whole = iter(catalog.with_partitions(connection, wanting)) if wanting else iter(())
     return [
@@ -207,11 +225,10 @@ def _plans(connection: Connection, tables: Sequence[ManagedTable], now: datetime
     ]
 
 
-def _spanned(table: ManagedTable, bare: Plan) -> bool:
-    coverage = Coverage.of(table.partitions)
-    return (
-        bool(bare.steps) and not bare.findings and all(coverage.spans(s.lower, s.upper) for s in bare.steps)
-    )
+def _stands(table: ManagedTable, bare: Plan) -> bool:
+    """Tell whether each window has its very own partition; one that merely covers it is worth a report."""
+    there = {(part.lower, part.upper) for part in table.partitions if not part.detach_pending}
+    return bool(bare.steps) and not bare.findings and all((s.lower, s.upper) in there for s in bare.steps)
 
 
 def _snapshot(
@@ -220,15 +237,16 @@ def _snapshot(
     with connection.begin():
         found = config_schema(connection, schema)
         if found is None:
+            _known((), tables)
             return None
         snapshot = catalog.read_snapshot(connection, found, tables)
-    _known(snapshot, tables)
+    _known(snapshot.tables, tables)
     return snapshot
 
 
-def _known(snapshot: catalog.Snapshot, tables: Collection[str] | None) -> None:
-    known = {name for table in snapshot.tables for name in (table.name, str(table))}
-    for name in tables or ():
+def _known(managed: Sequence[ManagedTable], wanted: Collection[str] | None) -> None:
+    known = {name for table in managed for name in (table.name, str(table))}
+    for name in wanted or ():
         if name not in known:
             raise NotManagedError(table=name)
 
@@ -279,7 +297,7 @@ def _result(work: _Work) -> TableResult:
 
 def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report) -> None:
     """Write the run down. A DDL role that may not is no reason to fail: the partitions stand."""
-    errors = [f"{result.table}: {result.error}" for result in report.results if result.error]
+    errors = [f"{result.table}: {result.failure}" for result in report.results if result.failure]
     try:
         with connection.begin():
             connection.execute(

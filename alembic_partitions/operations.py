@@ -44,6 +44,18 @@ class CreatePartitionedTableOp(CreateTableOp):
     def __init__(
         self, table_name: str, columns: Sequence[SchemaItem], *, policy: PartitionPolicy, **kw: Any
     ) -> None:
+        if not isinstance(policy, PartitionPolicy):
+            raise PolicyError(
+                field="policy",
+                problem=f"{policy!r} is no PartitionPolicy",
+                remedy="Pass policy=PartitionPolicy(...).",
+            )
+        if "postgresql_partition_by" in kw or any(isinstance(item, PartitionPolicy) for item in columns):
+            raise PolicyError(
+                field="key",
+                problem=f"create_partitioned_table({table_name!r}) is told twice how to partition",
+                remedy="Leave it to policy=.",
+            )
         super().__init__(table_name, columns, **kw)
         self.policy = policy
 
@@ -292,7 +304,8 @@ def _create_partitioned_table(operations: Operations, operation: CreatePartition
     policy, table = operation.policy, operation.to_table(operations.migration_context)
     key_type = policy.check_table(table)
     home = ensure_our_tables(door)
-    operations.impl.create_table(table)
+    options = {} if operation.if_not_exists is None else {"if_not_exists": operation.if_not_exists}
+    operations.impl.create_table(table, **options)
     declare(door, home, operation.schema, table.name, policy, key_type)
     return table
 
@@ -303,10 +316,14 @@ def _drop_partitioned_table(operations: Operations, operation: DropPartitionedTa
     home = ensure_our_tables(door)
     schema = door.schema_of(operation.schema, operation.table_name)
     door.execute(ddl.DetachForeign(operation.schema, operation.table_name))
+    door.execute(ddl.FreeSequences(operation.schema, operation.table_name))
+    if door.connection is None:  # while its name still tells a script which table is meant
+        forget(door, home, schema, operation.table_name)
     operations.invoke(
         DropTableOp(operation.table_name, schema=operation.schema, if_exists=operation.if_exists)
     )
-    forget(door, home, schema, operation.table_name)
+    if door.connection is not None:
+        forget(door, home, schema, operation.table_name)
 
 
 @Operations.implementation_for(AlterPartitionPolicyOp)
@@ -319,6 +336,12 @@ def _alter_partition_policy(operations: Operations, operation: AlterPartitionPol
             remedy="Create a new table with the new key and move the rows.",
         )
     if door.connection is None:
+        if "premake" in changes and changes["premake"] is None and "interval" not in changes:
+            raise PolicyError(
+                field="premake",
+                problem="with --sql its default cannot be told, which depends on the interval in force",
+                remedy="Give the number of windows, or the interval with it.",
+            )
         checked = PartitionPolicy("key").changed(**changes)
     else:
         found = managed(door, door.connection, operation.schema, operation.table_name)

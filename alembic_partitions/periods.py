@@ -123,10 +123,23 @@ class Grid:
     def before(self, window: Window) -> Window:
         """Return the window that ends where ``window`` begins."""
         tick = timedelta(microseconds=1) if isinstance(window.begin, datetime) else timedelta(days=1)
-        return self.at(window.begin - tick)
+        try:
+            last = window.begin - tick
+        except OverflowError:
+            raise WindowRangeError(value=window.begin, problem="the calendar begins there") from None
+        return self.at(last)
 
     def key_at(self, instant: datetime) -> KeyValue:
-        """Return the key value that stands for an instant: what a row written then would carry."""
+        """Return the key value that stands for an instant: what a row written then would carry.
+
+        :raises WindowRangeError: on the clocks of the zone the instant is off the calendar.
+        """
+        try:
+            return self._key_at(instant)
+        except OverflowError:
+            raise WindowRangeError(value=instant, problem="the calendar ends there") from None
+
+    def _key_at(self, instant: datetime) -> KeyValue:
         if self.key_type == "date":
             return self._day_of(instant)
         if self.key_type == "timestamp":
@@ -152,12 +165,12 @@ class Grid:
 
     def _key_of_time(self, moment: datetime) -> KeyValue:
         if moment.tzinfo is not None:
-            return self.key_at(moment)
+            return self._key_at(moment)
         if self.key_type == "date":
             return (moment - _since_midnight(self.day_start)).date()
         if self.key_type == "timestamp" and self.timezone == self.column_timezone:
             return moment
-        return self.key_at(first_instant(moment, self.timezone))
+        return self._key_at(first_instant(moment, self.timezone))
 
     # -- days and longer: window number n begins on _first_day(n) --------------------------------------
 
@@ -207,7 +220,7 @@ class Grid:
     def _hour_at(self, value: KeyValue) -> Window:
         number = self._locate(value)
         marks = _hour_marks(self, self._edge_instant(number), self._edge_instant(number + 1))
-        edges = [*map(self.key_at, marks)]
+        edges = [*map(self._key_at, marks)]
         index = bisect_right(edges, value) - 1
         return Window(edges[index], edges[index + 1], self._hour_suffix(marks[index]))
 
@@ -226,7 +239,7 @@ class Grid:
         if self.key_type == "timestamp" and self.timezone == self.column_timezone:
             # Wall-clock time in, wall-clock time out: the column cannot tell a repeated hour anyway.
             return datetime.combine(day, self.day_start)
-        return self.key_at(self._edge_instant(number))
+        return self._key_at(self._edge_instant(number))
 
     def _edge_instant(self, number: int) -> datetime:
         day = self._first_day(number)

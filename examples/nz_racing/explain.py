@@ -16,12 +16,12 @@ import pytz
 from sqlalchemy import Connection, NullPool, Row, create_engine, select, text
 
 from .feed import AUCKLAND
-from .ingest import database_url
 from .models import Entrant, OddsHistory, Race
+from .settings import database_url
 
 Query: TypeAlias = Any  # a Select, whose type parameters SQLAlchemy 2.0 and 2.1 write differently
 
-#: The partitions of odds_history that hold rows, each with its length and its first and last local time.
+#: The partitions of the histories that hold rows, each with its length and its first and last local time.
 LANDED = text(r"""
     SELECT child::regclass::text AS partition,
            to_char(bound[1]::timestamptz AT TIME ZONE 'UTC', 'DD Mon HH24:MI"Z"') AS begins,
@@ -31,10 +31,13 @@ LANDED = text(r"""
            to_char(last AT TIME ZONE 'Pacific/Auckland', 'DD Mon HH24:MI') AS last_local
     FROM (SELECT tableoid AS child, count(*) AS rows,
                  min(event_timestamp) AS first, max(event_timestamp) AS last
-          FROM odds_history GROUP BY tableoid) AS landed
-    JOIN pg_class ON pg_class.oid = child,
+          FROM (SELECT tableoid, event_timestamp FROM odds_history
+                UNION ALL SELECT tableoid, event_timestamp FROM money_flow_history) AS history
+          GROUP BY tableoid) AS landed
+    JOIN pg_class ON pg_class.oid = child
+    JOIN pg_inherits ON inhrelid = child,
     regexp_match(pg_get_expr(relpartbound, oid), '\(''(.*)''\) TO \(''(.*)''\)') AS bound
-    ORDER BY first
+    ORDER BY inhparent::regclass::text DESC, landed.first
 """)
 
 #: The same of race_result_history, whose key is a date.
@@ -83,7 +86,7 @@ def explain(connection: Connection, query: Query) -> list[str]:
 
 
 def landed(connection: Connection) -> Sequence[Row[Any]]:
-    """Return where the rows of odds_history are."""
+    """Return where the rows of the two histories by day are."""
     return connection.execute(LANDED).all()
 
 

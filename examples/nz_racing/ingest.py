@@ -8,25 +8,24 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from configparser import ConfigParser
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, func, make_url, tuple_
+from sqlalchemy import Connection, Engine, create_engine, func, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_partitions import PartitionError, keep
+from alembic_partitions.keeper import Keeper
 
 from .feed import AUCKLAND, MeetingCard, RaceCard, Row, days_from, meetings_on
 from .models import Base, Entrant, Imported, Meeting, MoneyFlowHistory, OddsHistory, Race, RaceResultHistory
+from .settings import database_url
 
 log = logging.getLogger("nz_racing")
 
@@ -129,13 +128,6 @@ class JsonLines(logging.Formatter):
 # -- at the command line ---------------------------------------------------------------------------------
 
 
-def database_url() -> URL:
-    """Return DATABASE_URL, else the URL in alembic.ini: as migrations/env.py does."""
-    ini = ConfigParser()
-    ini.read(Path(__file__).with_name("alembic.ini"))
-    return make_url(os.environ.get("DATABASE_URL") or ini.get("alembic", "sqlalchemy.url", raw=True))
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(description="Write New Zealand racing days.")
     options.add_argument("--first", type=date.fromisoformat, default=datetime.now(AUCKLAND).date())
@@ -149,16 +141,31 @@ def main(arguments: list[str] | None = None) -> int:
     engine = create_engine(database_url())
     keeper = keep(engine)
     try:
-        began = time.perf_counter()
-        made = keeper.ensure().created
-        took = (time.perf_counter() - began) * 1000
-        _event(logging.INFO, "partitions_ready", {"created": made, "ms": round(took, 1)})
-        print(f"{made} partitions made in {took:.0f} ms")
+        ready = make_partitions(keeper)
         report = ingest(engine, days_from(wanted.first, wanted.days))
     finally:
         engine.dispose()
     print(report)
-    return 1 if report.failed else 0
+    return 0 if ready and not report.failed else 1
+
+
+def make_partitions(keeper: Keeper) -> bool:
+    """Bring the tables to their horizon, log how that went, and return whether it went well."""
+    began = time.perf_counter()
+    try:
+        report = keeper.ensure()
+    except (SQLAlchemyError, PartitionError) as error:
+        reason = {"error": type(error).__name__, "message": str(getattr(error, "orig", error)).strip()}
+        _event(logging.ERROR, "partitions_failed", reason)
+        return False
+    took = (time.perf_counter() - began) * 1000
+    failed = [result for result in report.results if result.failure]
+    for result in failed:
+        _event(logging.ERROR, "partitions_failed", {"table": result.table, "message": result.failure})
+    if not failed:
+        _event(logging.INFO, "partitions_ready", {"created": report.created, "ms": round(took, 1)})
+    print(f"{report.created} partitions made in {took:.0f} ms")
+    return not failed
 
 
 if __name__ == "__main__":

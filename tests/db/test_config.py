@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import pytz
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -17,10 +19,20 @@ from tests.databases import Database
 from tests.tables import NOW, columns, declare, partitions, policy, rows, run, scalar
 
 WRONG: dict[str, list[str | None]] = {
-    "partition_key": [None],
+    "partition_key": [None, "", "k" * 64, "ā" * 32],
     "interval": ["minute", "DAY", "days", "", None],
     "every": ["0", "-1", "1001", None],
-    "timezone": ["Auckland", "Pacific/Aukland", "", None],
+    "timezone": [
+        "Auckland",
+        "Pacific/Aukland",
+        "pacific/auckland",
+        "NZST",
+        "+12",
+        "UTC+5",
+        "Factory",
+        "",
+        None,
+    ],
     "day_start": ["24:00", "25:00", "06:00:01", "06:00:00.5", "soon", None],
     "week_start": ["Monday", "mon", "", None],
     "premake": ["-1", "10001", "1.5", None],
@@ -32,8 +44,13 @@ WRONG: dict[str, list[str | None]] = {
     "max_behind": ["1", "yesterday"],
     "max_create": ["0", "10001", None],
     "max_drops": ["0", "10001", None],
-    "column_timezone": ["Auckland", ""],
-    "storage_parameters": ["[]", '"fillfactor"', "1", "fillfactor=70", None],
+    "column_timezone": ["Auckland", "NZST", "NZST-12NZDT", ""],
+    "archive_schema": ["", "s" * 64],
+    "tablespace": ["", "t" * 64],
+    "storage_parameters": [
+        *("[]", '"fillfactor"', "1", "fillfactor=70", None),
+        *('{"fillfactor": [70]}', '{"fillfactor": {}}', '{"fillfactor": null}'),
+    ],
     "enabled": ["perhaps", None],
     "declared": [None, "{"],
 }
@@ -80,6 +97,20 @@ def test_a_wrong_update_is_refused_by_the_database(declared: Engine, name: str, 
     with declared.connect() as connection:
         (found,) = maintenance.plan(connection)
     assert found.plan.findings == ()
+
+
+def test_every_zone_of_pytz_is_taken_by_the_database(declared: Engine) -> None:
+    zones = set(pytz.all_timezones) & set(rows_of(declared, "SELECT name FROM pg_timezone_names"))
+    assert len(zones) > 400
+    with declared.begin() as connection:
+        update = text("UPDATE partition_config SET timezone = :zone, column_timezone = :zone")
+        for zone in sorted(zones):
+            connection.execute(update, {"zone": zone})
+        connection.rollback()
+
+
+def rows_of(engine: Engine, query: str) -> list[str]:
+    return [name for (name,) in rows(engine, query)]
 
 
 def test_hours_that_do_not_divide_the_day_are_refused(declared: Engine) -> None:
@@ -137,16 +168,26 @@ def test_another_zone_counts_from_now_on_and_never_overlaps(engine: Engine) -> N
     assert any("not on the policy's grid" in finding for finding in report.results[0].findings)
 
 
+@pytest.mark.parametrize("name", ["quarter", "year"])
+def test_a_reach_to_the_begin_of_the_calendar_stops_nothing(engine: Engine, name: str) -> None:
+    declare(engine)
+    declare(engine, "other")
+    run(
+        engine,
+        "DROP TABLE odds_2026_04_05",
+        "DROP TABLE other_2026_04_05",
+        f"UPDATE partition_config SET timezone = 'UTC', interval = '{name}', lookback = 10000, premake = 0"
+        " WHERE table_name = 'odds'",
+    )
+    odds, other = ensure(engine, give_up_at=time.monotonic() + 1).results
+    assert any("the calendar begins there" in finding for finding in odds.findings)
+    assert other.created == ("other_2026_04_05",)
+
+
 SPOILED = {
-    "a zone that only PostgreSQL knows": ("timezone = 'NZST-12NZDT'", "timezone"),
-    "a zone in small letters": ("timezone = 'pacific/auckland'", "timezone"),
-    "an abbreviation": ("column_timezone = 'NZST'", "column_timezone"),
-    "an empty key": ("partition_key = ''", "key"),
-    "a storage parameter that is a list": (
-        "storage_parameters = '{\"fillfactor\": [70]}'",
-        "storage_parameters",
-    ),
-    "an empty tablespace": ("tablespace = ''", "tablespace"),
+    "a zone in the wrong letters": ("timezone = 'Pacific/AUCKLAND'", "timezone"),
+    "another zone in the wrong letters": ("column_timezone = 'Pacific/AUCKLAND'", "column_timezone"),
+    "no storage parameter": ("storage_parameters = '{\"Fill Factor\": 70}'", "storage_parameters"),
     "a key that is no column": ("partition_key = 'born'", "'born'"),
     "another column": ("partition_key = 'note'", "'note'"),
 }

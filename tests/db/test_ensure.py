@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import maintenance
-from alembic_partitions.errors import ConfigurationError
+from alembic_partitions.errors import ConfigurationError, SettingError
 from tests.databases import Database, Databases, Roles
 from tests.db.test_operations import OTHERWISE, half_detach
 from tests.postgres import Server
@@ -279,14 +279,39 @@ def test_a_rehearsed_day_is_worked_on_as_if_it_were_today(
     assert ("2026-09-26 12:00:00+00", "2026-09-27 11:00:00+00") in instants(engine)  # the day of 23 hours
 
 
-@pytest.mark.parametrize("wrong", ["tomorrow", "2026-04-05", "2026-04-05T13:37:11"])
+@pytest.mark.parametrize(
+    "wrong", ["tomorrow", "2026-04-05", "2026-04-05T13:37:11", "0001-01-01T00:00:00+14:00"]
+)
 def test_a_rehearsed_day_that_cannot_be_read_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, wrong: str
 ) -> None:
     declare(engine)
     monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", wrong)
-    with pytest.raises(ConfigurationError, match="ISO 8601 instant with its offset"):
+    with pytest.raises(SettingError, match="ISO 8601 instant with its offset"):
         ensure(engine)
+
+
+def test_a_rehearsed_day_at_the_end_of_the_calendar_is_reported(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(engine, "odds", policy(), *columns(key_type=sa.Date()))
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", "9999-12-31T23:59:59+00:00")
+    (result,) = ensure(engine).results
+    assert result.current_missing
+    assert "the calendar ends there" in result.findings[0]
+
+
+def test_a_partition_that_bears_a_name_of_ours_and_covers_more_is_reported(engine: Engine) -> None:
+    declare(engine)
+    run(
+        engine,
+        *(f"DROP TABLE odds_2026_04_{day}" for day in ("04", "05", "06", "07")),
+        "CREATE TABLE odds_2026_04_05 PARTITION OF odds"
+        " FOR VALUES FROM ('2026-04-01 00:00+00') TO ('2026-05-01 00:00+00')",
+    )
+    (result,) = ensure(engine).results
+    assert result.created == ()
+    assert "not on the policy's grid" in result.findings[0]
 
 
 def test_without_a_rehearsal_the_databases_clock_counts(
@@ -811,6 +836,26 @@ def test_a_run_that_failed_is_written_down_with_what_it_made_elsewhere(engine: E
     assert created == 4
     assert error.startswith("public.odds: Making partition odds_2026_04_05 of public.odds failed: ")
     assert "nowhere" in error
+
+
+def test_a_run_that_failed_by_what_it_found_is_written_down(engine: Engine) -> None:
+    declare(engine)
+    run(engine, "ALTER TABLE odds RENAME TO evens")
+    ensure(engine)
+    assert rows(engine, "SELECT created, error FROM partition_runs") == [
+        (0, "public.odds: public.odds: the table does not exist")
+    ]
+
+
+def test_a_configuration_that_is_not_where_it_was_told_to_be_is_an_error(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(engine)
+    with pytest.raises(ConfigurationError, match="is not in schema 'publik', but in 'public'"):
+        ensure(engine, schema="publik")
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "publik")
+    with pytest.raises(ConfigurationError, match="ALEMBIC_PARTITIONS_SCHEMA"):
+        ensure(engine)
 
 
 def test_a_run_with_nothing_to_do_is_not_written_down(engine: Engine) -> None:

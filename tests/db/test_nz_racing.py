@@ -238,7 +238,8 @@ def test_two_races_share_a_local_time_in_the_repeated_hour(raced: Connection) ->
 
 def test_partitions_begin_at_new_zealand_midnight_and_the_long_day_has_25_hours(raced: Connection) -> None:
     landed = {row.partition: row for row in explain.landed(raced)}
-    assert [row.hours for row in landed.values()] == [24, 24, 25]
+    assert [row.hours for row in landed.values()] == [24, 24, 25, 24, 24, 25]
+    assert landed["money_flow_history_2026_04_05"].hours == 25
     long_day = landed["odds_history_2026_04_05"]
     assert long_day.begins == "04 Apr 11:00Z"
     assert long_day.first_local.startswith("05 Apr 00:")
@@ -305,7 +306,8 @@ def test_days_beyond_the_horizon_get_their_partitions_as_rows_arrive(head: Engin
     with head.connect() as connection:
         landed = {row.partition: row.hours for row in explain.landed(connection)}
         months = set(connection.scalars(select(func.to_char(RaceResultHistory.race_date_nz, "YYYY-MM"))))
-    assert landed == {"odds_history_2026_09_26": 24, "odds_history_2026_09_27": 23}
+    hours = {"2026_09_26": 24, "2026_09_27": 23}
+    assert landed == {f"{name}_{day}": hours[day] for name in HISTORIES[:2] for day in hours}
     assert months == {"2026-09"}
 
 

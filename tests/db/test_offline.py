@@ -18,7 +18,7 @@ from alembic.config import Config
 from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import PolicyError
-from alembic_partitions.errors import ConfigurationError
+from alembic_partitions.errors import SettingError
 from tests.databases import Database, Databases
 from tests.db.test_operations import NAMES, configured, create, drop
 from tests.postgres import ServerError, locate
@@ -178,6 +178,48 @@ def test_a_script_holds_any_name(
     assert scalar(engine, "SELECT count(*) FROM partition_config") == 0
 
 
+def test_a_script_makes_no_partition_twice_and_finds_out_what_the_table_has_since(
+    project: Project, alembic: Config, engine: Engine, databases: Databases, psql: Psql
+) -> None:
+    project.add(create(rules="premake=2"), drop())
+    project.add(
+        """
+        op.execute("ALTER TABLE odds ENABLE ROW LEVEL SECURITY")
+        op.execute("ALTER TABLE odds REPLICA IDENTITY FULL")
+        op.execute("ALTER TABLE odds ALTER COLUMN note SET STATISTICS 7")
+        rules = PartitionPolicy("at", timezone="Pacific/Auckland", premake=2)
+        op.create_partitions("odds", "2026-04-06", "2026-04-12", existing_policy=rules)
+        """
+    )
+    head, _ = told_online(databases, alembic)
+    psql(offline(alembic, "upgrade", "head"))
+    assert catalog(engine) == head
+    assert scalar(engine, "SELECT relrowsecurity FROM pg_class WHERE relname = 'odds_2026_04_11'")
+
+
+def test_a_script_finds_a_table_further_down_the_search_path(
+    project: Project, alembic: Config, engine: Engine, psql: Psql
+) -> None:
+    project.add(create(), drop())
+    project.add(
+        'op.alter_partition_policy("odds", premake=9)', 'op.alter_partition_policy("odds", premake=2)'
+    )
+    psql(offline(alembic, "upgrade", "0001"))
+    run(engine, "CREATE SCHEMA app")
+    path = "SET search_path = app, public;\n"
+    psql(path + offline(alembic, "upgrade", "0001:head"))
+    assert scalar(engine, "SELECT premake FROM partition_config") == 9
+    psql(path + offline(alembic, "downgrade", "head:base"))
+    assert scalar(engine, "SELECT count(*) FROM partition_config") == 0
+
+
+def test_the_default_of_premake_cannot_be_told_offline(project: Project, alembic: Config) -> None:
+    project.add('op.alter_partition_policy("odds", premake=None)')
+    with pytest.raises(PolicyError) as refusal:
+        offline(alembic, "upgrade", "head")
+    assert refusal.value.field == "premake"
+
+
 def test_a_script_runs_in_whatever_zone_psql_has(
     project: Project, alembic: Config, engine: Engine, psql: Psql
 ) -> None:
@@ -213,7 +255,7 @@ def test_a_rehearsed_clock_that_cannot_be_read_is_refused(
 ) -> None:
     monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", "2026-04-05T13:37:11")
     project.add(create())
-    with pytest.raises(ConfigurationError, match="offset"):
+    with pytest.raises(SettingError, match="offset"):
         offline(alembic, "upgrade", "head")
 
 

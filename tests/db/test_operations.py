@@ -28,7 +28,7 @@ from alembic_partitions.operations import (
     DropPartitionedTableOp,
     DropPartitionsOp,
 )
-from tests.databases import Database
+from tests.databases import Database, Roles
 from tests.projects import Project
 from tests.tables import (
     NOW,
@@ -445,6 +445,60 @@ def test_drop_partitions_leaves_those_with_rows_and_those_of_others(engine: Engi
     assert scalar(engine, "SELECT count(*) FROM odds") == 1
 
 
+def test_drop_partitions_never_takes_hidden_rows_for_none(engine: Engine, roles: Roles) -> None:
+    declare(engine)
+    address = roles.create("owner")
+    run(
+        engine,
+        f"GRANT CREATE ON SCHEMA public TO {address.username}",
+        f"ALTER TABLE odds OWNER TO {address.username}",
+        f"GRANT ALL ON partition_config, partition_runs TO {address.username}",
+        "ALTER TABLE odds ENABLE ROW LEVEL SECURITY",
+    )
+    owner = sa.create_engine(address, poolclass=sa.NullPool)
+    with operations(owner) as op:
+        op.create_partitions("odds", "2026-06-01", "2026-06-03")
+    run(
+        engine,
+        "ALTER TABLE odds_2026_06_01 FORCE ROW LEVEL SECURITY",
+        "INSERT INTO odds (at) VALUES ('2026-06-01 05:00+12')",
+    )
+    with operations(owner) as op:
+        op.drop_partitions("odds", "2026-06-01", "2026-06-03")
+        assert op.get_bind().scalar(sa.text("SHOW row_security")) == "on"
+    assert scalar(engine, "SELECT count(*) FROM odds") == 1
+    assert [name for name in partitions(engine) if "_06_" in name] == ["odds_2026_06_01"]
+
+
+def test_drop_partitions_of_a_table_that_others_refer_to(engine: Engine) -> None:
+    declare(engine)
+    run(
+        engine, "CREATE TABLE bets (id bigint, at timestamptz, FOREIGN KEY (id, at) REFERENCES odds (id, at))"
+    )
+    with operations(engine) as op:
+        op.create_partitions("odds", "2026-06-01", "2026-06-02")
+        op.drop_partitions("odds", "2026-06-01", "2026-06-02")
+    assert partitions(engine) == FOUR_DAYS
+
+
+def test_a_partition_detached_from_a_table_with_a_serial_column_survives_it(engine: Engine) -> None:
+    declare(
+        engine,
+        "odds",
+        policy(),
+        sa.Column("id", sa.BigInteger, autoincrement=True, primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
+    )
+    run(
+        engine,
+        "INSERT INTO odds (at) VALUES ('2026-04-04 13:37:11+13')",
+        "ALTER TABLE odds DETACH PARTITION odds_2026_04_04",
+    )
+    with operations(engine) as op:
+        op.drop_partitioned_table("odds")
+    assert scalar(engine, "SELECT id FROM odds_2026_04_04") == 1
+
+
 @pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
 def test_drop_partitions_never_drops_a_row_that_is_just_being_written(
     engine: Engine, database: Database, level: str
@@ -638,7 +692,9 @@ def test_an_alteration_that_does_not_fit_the_key_is_refused(
 
 def test_alter_mends_a_row_that_was_spoiled(engine: Engine) -> None:
     declare(engine)
-    run(engine, "UPDATE partition_config SET timezone = 'NZST-12NZDT'")  # PostgreSQL knows it, pytz does not
+    run(
+        engine, "UPDATE partition_config SET timezone = 'Pacific/AUCKLAND'"
+    )  # PostgreSQL knows it, pytz does not
     with operations(engine) as op:
         op.alter_partition_policy("odds", timezone="Pacific/Auckland")
     with operations(engine) as op:
@@ -936,6 +992,67 @@ def test_a_policy_over_a_table_of_another_make_is_refused(engine: Engine, made: 
     with pytest.raises(PolicyError, match=message), operations(engine) as op:
         op.create_partitions("odds", "2026-06-01", "2026-06-02")
     assert catalog(engine) == before
+
+
+def test_what_is_said_twice_or_not_at_all_is_refused(engine: Engine) -> None:
+    wrong = (
+        ({"policy": None}, "policy"),
+        ({"policy": "day"}, "policy"),
+        ({"policy": policy(), "postgresql_partition_by": "RANGE (at)"}, "key"),
+    )
+    for kw, field in wrong:
+        with pytest.raises(PolicyError) as refusal, operations(engine) as op:
+            op.create_partitioned_table("odds", *columns(), **kw)
+        assert refusal.value.field == field
+    with pytest.raises(PolicyError, match="told twice"), operations(engine) as op:
+        op.create_partitioned_table("odds", *columns(), policy(), policy=policy())
+    assert not rows(engine, "SELECT FROM pg_tables WHERE schemaname = 'public'")
+
+
+def test_if_not_exists_declares_a_table_that_is_there(engine: Engine) -> None:
+    for _ in range(2):
+        declare(engine, "odds", policy(), if_not_exists=True)
+    assert partitions(engine) == FOUR_DAYS
+    run(engine, "CREATE TABLE plain (at timestamptz NOT NULL)")
+    with pytest.raises(PolicyError, match="it is not a partitioned table"):
+        declare(
+            engine,
+            "plain",
+            policy(),
+            sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+            if_not_exists=True,
+        )
+
+
+def test_a_unique_index_over_text_is_left_to_postgresql(engine: Engine) -> None:
+    declare(engine, "odds", policy(), *columns(), sa.Index("u", sa.text("at"), "id", unique=True))
+    assert partitions(engine) == FOUR_DAYS
+
+
+def test_a_date_key_is_one_under_quote_all_identifiers(engine: Engine, database: Database) -> None:
+    run(engine, f"ALTER DATABASE {database.name} SET quote_all_identifiers = on")
+    engine.dispose()
+    declare(engine, "odds", policy(), *columns(key_type=sa.Date()))
+    assert partitions(engine) == FOUR_DAYS
+
+
+def test_our_tables_are_not_made_twice_by_mistake(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(engine, "CREATE SCHEMA ops")
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "ops")
+    declare(engine)
+    monkeypatch.delenv("ALEMBIC_PARTITIONS_SCHEMA")
+    with pytest.raises(ConfigurationError, match="is there already, in schema 'ops'"):
+        declare(engine, "other")
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "public")
+    declare(engine, "other")
+
+
+def test_a_schema_for_our_tables_that_is_not_there_is_named(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "ops")
+    with pytest.raises(ConfigurationError, match=r"there is no schema 'ops'.*ALEMBIC_PARTITIONS_SCHEMA"):
+        declare(engine)
 
 
 def test_a_failing_revision_leaves_nothing_behind(project: Project, alembic: Config, engine: Engine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 from sqlalchemy import URL, Engine, text
@@ -137,7 +138,7 @@ def test_plan_prints_what_ensure_runs(deployed: Project, database: Database, eng
     assert deployed.run("plan", "--url", str(database.url)).succeeded().out == planned.out
     assert deployed.run("plan", env={"DATABASE_URL": str(database.url)}).succeeded().out == planned.out
     [as_json] = json.loads(deployed.run("plan", "--json").succeeded().out)
-    assert as_json == {"table": "public.events", "sql": planned.out}
+    assert as_json == {"database": database.name, "table": "public.events", "sql": planned.out}
 
     outcome = deployed.run("ensure").succeeded()
     assert outcome.out == ""
@@ -180,6 +181,20 @@ def test_ensure_fails_where_a_table_does(deployed: Project, engine: Engine) -> N
     outcome = deployed.run("ensure")
     assert outcome.failed() == "1 of 1 tables failed: public.events"
     assert "horizon short; " in outcome.err
+
+
+def test_a_table_of_one_of_several_databases(
+    tmp_path: Path, databases: Databases, database: Database, engine: Engine
+) -> None:
+    other = databases.clone()
+    project = Project.make(tmp_path, "multidb", other.url, database.url)
+    project.add('if engine_name == "engine2":\n' + indent(EVENTS, "    "))
+    project.run("upgrade", "head").succeeded()
+    drop_partition(engine, "now() + interval '50 days'")
+    (result,) = json.loads(project.run("ensure", "--table", "events", "--json").succeeded().out)
+    assert (result["database"], result["table"]) == (database.name, "public.events")
+    assert len(result["created"]) == 1
+    assert "Table nowhere has no row" in project.run("plan", "--table", "nowhere").failed()
 
 
 def test_an_unknown_table(deployed: Project) -> None:
@@ -234,6 +249,29 @@ def test_upgrade_takes_a_url(project: Project, database: Database, engine: Engin
     plain = database.url.set(drivername="postgres").render_as_string(hide_password=False)
     project.run("upgrade", "--url", plain, env={"DATABASE_URL": "postgresql://u@elsewhere/db"}).succeeded()
     assert exists(engine, "events")
+
+
+def test_a_plain_url_reaches_an_env_py_that_reads_it_by_itself(
+    project: Project, database: Database, engine: Engine
+) -> None:
+    """With a driver that is installed: SQLAlchemy has no "postgres:" at all."""
+    project.edit_env(
+        "target_metadata = None",
+        "import os; target_metadata = config.set_main_option('sqlalchemy.url', os.environ['DATABASE_URL'])",
+    )
+    project.add(EVENTS)
+    plain = database.url.set(drivername="postgres").render_as_string(hide_password=False)
+    project.run("upgrade", "head", "--url", plain).succeeded()
+    assert exists(engine, "events")
+
+
+def test_a_database_url_that_env_py_does_not_follow_is_pointed_out(
+    project: Project, database: Database
+) -> None:
+    project.add(EVENTS)
+    told = project.run("upgrade", "head", env={"DATABASE_URL": "postgresql://u@elsewhere/db"}).err
+    assert "DATABASE_URL names another database than the project's env.py" in told
+    assert "DATABASE_URL" not in project.run("upgrade", "head", env={"DATABASE_URL": str(database.url)}).err
 
 
 def test_upgrade_does_not_migrate_another_database_than_it_was_told(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -355,6 +357,42 @@ def test_a_failing_migration_leaves_no_lock(
     assert project.run("upgrade", "head").failed() == "revision 0002: division by zero"
     assert not exists(engine, "orders")
     assert advisory_locks(engine) == 0
+
+
+SLOW = '\nop.execute("SELECT pg_sleep(60)")'
+ENDED_HERE = "FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+
+
+@pytest.mark.parametrize(
+    ("template", "driver", "by"),
+    [
+        ("generic", "psycopg2", "operator"),
+        ("generic", "psycopg", "ctrl-c"),  # psycopg2 does not look at signals before its answer is there
+        *(("async", "asyncpg", by) for by in ("operator", "ctrl-c")),
+    ],
+)
+def test_a_migration_that_is_ended_says_why_and_leaves_no_lock(
+    tmp_path: Path, database: Database, engine: Engine, template: str, driver: str, by: str
+) -> None:
+    project = Project.make(tmp_path, template, database.driver_url(driver))
+    project.add(ORDERS + SLOW)
+    process = project.start("upgrade", "head")
+    while not scalar(engine, f"SELECT count(*) {ENDED_HERE}"):
+        assert process.poll() is None
+    if by == "operator":
+        scalar(engine, f"SELECT count(pg_terminate_backend(pid)) {ENDED_HERE}")
+        told = finish(process).failed()
+        assert told.startswith("revision 0001: ")
+        assert "terminat" in told or "closed" in told, told
+    else:
+        process.send_signal(signal.SIGINT)
+        outcome = finish(process)
+        assert (outcome.code, outcome.complaint) == (130, "interrupted")
+    engine.dispose()
+    scalar(engine, f"SELECT count(pg_terminate_backend(pid)) {ENDED_HERE}")
+    assert not exists(engine, "orders")
+    while advisory_locks(engine):
+        time.sleep(0.01)
 
 
 def test_a_killed_replica_leaves_no_lock(project: Project, engine: Engine) -> None:

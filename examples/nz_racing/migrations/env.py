@@ -1,10 +1,10 @@
 """Alembic's generic template, with the URL from DATABASE_URL: nothing here knows of partitions."""
 
-import os
 from logging.config import fileConfig
 
 from alembic import context
 from nz_racing.models import Base
+from nz_racing.settings import database_url
 from sqlalchemy import engine_from_config, pool
 
 config = context.config
@@ -12,8 +12,8 @@ config = context.config
 if config.config_file_name is not None:
     fileConfig(config.config_file_name)
 
-if "DATABASE_URL" in os.environ:
-    config.set_main_option("sqlalchemy.url", os.environ["DATABASE_URL"].replace("%", "%%"))
+url = database_url().render_as_string(hide_password=False)
+config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
 
 target_metadata = Base.metadata
 
