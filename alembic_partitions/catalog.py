@@ -17,7 +17,7 @@ from datetime import date, datetime
 from typing import Any
 
 import pytz
-from sqlalchemy import Connection, and_, column, func, select, table, text, true
+from sqlalchemy import Connection, TextClause, and_, column, func, select, table, text, true
 from sqlalchemy.engine import Row
 
 from .compare import Relation
@@ -196,6 +196,18 @@ JOIN pg_partitioned_table p ON p.partrelid = c.oid
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND p.partattrs[0] <> 0
 WHERE NOT c.relispartition
 """)
+
+# to_char() is under no DateStyle; what it is given has been read under the session's.
+_READ_KEY: Mapping[KeyType, TextClause] = {
+    "timestamptz": text(
+        "SELECT to_char(CAST(CAST(:printed AS text) AS timestamptz) AT TIME ZONE 'UTC',"
+        " 'YYYY-MM-DD HH24:MI:SS.US')"
+    ),
+    "timestamp": text(
+        "SELECT to_char(CAST(CAST(:printed AS text) AS timestamp), 'YYYY-MM-DD HH24:MI:SS.US')"
+    ),
+    "date": text("SELECT to_char(CAST(CAST(:printed AS text) AS date), 'YYYY-MM-DD')"),
+}
 
 _SCHEMA_EXISTS = text("SELECT n.oid FROM pg_namespace n WHERE n.nspname = CAST(:schema AS text)")
 
@@ -401,6 +413,18 @@ def notice(connection: Connection, partition_oid: int) -> None:
     partition's size is a look-up that any role may make.
     """
     connection.execute(_SIZE, {"oid": partition_oid})
+
+
+def read_key(
+    connection: Connection, printed: str, key_type: KeyType, date_style: str, time_zone: str
+) -> KeyValue:
+    """Read a key as a session with these settings prints it; needs a transaction of its own."""
+    for name, value in (("DateStyle", date_style), ("TimeZone", time_zone)):
+        connection.execute(select(func.set_config(name, value, true())))
+    found = datetime.fromisoformat(connection.execute(_READ_KEY[key_type], {"printed": printed}).scalar_one())
+    if key_type == "date":
+        return found.date()
+    return found.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else found
 
 
 def resolve(connection: Connection, schema: str | None, name: str) -> int | None:

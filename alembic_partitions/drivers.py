@@ -35,8 +35,13 @@ def backend_pid(connection: Connection) -> int:
 
 def sqlstate(error: DBAPIError) -> str | None:
     """Return the SQLSTATE of a database error."""
+    return sqlstate_of(error.orig)
+
+
+def sqlstate_of(error: object) -> str | None:
+    """Return the SQLSTATE of a driver's own error."""
     for name in ("sqlstate", "pgcode"):
-        code = getattr(error.orig, name, None)
+        code = getattr(error, name, None)
         if code:
             return str(code)
     return None
@@ -48,10 +53,11 @@ def reason(error: DBAPIError) -> str:
     return lines[0]
 
 
-def told_of_row(error: DBAPIError) -> Mapping[str, str | None]:
+def told_of_row(error: BaseException) -> Mapping[str, str | None]:
     """Return what the server said of a failing row: schema, table, constraint, the detail with its key."""
-    diag: Any = getattr(error.orig, "diag", None)
+    diag: Any = getattr(error, "diag", None)
     if diag is not None:
         return {name: getattr(diag, name, None) for name in _ROW_FIELDS} | {"detail": diag.message_detail}
-    cause = getattr(error.orig, "__cause__", None)  # asyncpg's own error, behind SQLAlchemy's adapter
+    # asyncpg's own error, or the one behind SQLAlchemy's adapter
+    cause = error if hasattr(error, "schema_name") else error.__cause__
     return {name: getattr(cause, name, None) for name in (*_ROW_FIELDS, "detail")}

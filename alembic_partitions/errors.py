@@ -64,7 +64,7 @@ class NotManagedError(PartitionError, LookupError):
 
 class KeyOutsideLimits(PartitionError, ValueError):
     """Refused to make a partition of {table} for key {value}: it is {problem} (policy field {field!r},
-    now {limit}). Nothing was sent. Correct the row, raise the field with op.alter_partition_policy() or
+    now {limit}). Correct the row, raise the field with op.alter_partition_policy() or
     UPDATE partition_config, or make the windows on purpose with op.create_partitions()."""
 
     table: str

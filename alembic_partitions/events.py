@@ -6,9 +6,9 @@ carries is told by :mod:`~alembic_partitions.rows`.
 
 from __future__ import annotations
 
-import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, overload
 
 from sqlalchemy import URL, ClauseElement, Column, Connection, Engine, Table, event
@@ -21,19 +21,14 @@ from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
 
 from . import maintenance, rows
-from .drivers import sqlstate, told_of_row
-from .errors import PartitionError, PartitionPending, PolicyError
+from .errors import PartitionError, PolicyError
 from .health import Health
 from .keeper import Keeper, OnError
-from .knowledge import Known
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 _LOOKED = "_alembic_partitions_looked"
-_CHECK_VIOLATION = "23514"
-# "Partition key of the failing row contains (ts) = (2026-11-22 00:00:00+13).", in any language.
-_DETAIL = re.compile(r"\(.*?\) = \((.*)\)")
 
 
 class AsyncKeeper:
@@ -53,6 +48,19 @@ class AsyncKeeper:
     async def health(self) -> Health:
         """Tell whether inserts are safe."""
         return await greenlet_spawn(self._keeper.health)
+
+    @asynccontextmanager
+    async def watching(self, connection: AsyncConnection) -> AsyncIterator[None]:
+        """Watch over rows that asyncpg's own COPY sends on ``connection``; see :meth:`Keeper.watching`."""
+        try:
+            yield
+        except Exception as error:
+            sync_connection = connection.sync_connection
+            assert sync_connection is not None
+            instead = await greenlet_spawn(self._keeper.answer_to, sync_connection, error)
+            if instead is None:
+                raise
+            raise instead from error
 
 
 @overload
@@ -158,7 +166,9 @@ class _Hooks:
         reading = rows.reading_of(context)
         if reading is None:
             return
-        schema = rows.schema_of(context, reading.table)
+        if not self._keeper.has_looked:
+            self._keeper.look_again()  # this connection was there before keep()
+        schema = rows.schema_of(context.execution_options, connection.dialect, reading.table)
         known = self._keeper.knowledge.candidates(reading.table.name, schema)
         # Once an execution: insertmanyvalues fires for each batch, and the context holds all the rows.
         looked = context.__dict__.setdefault(_LOOKED, set()) if known else None
@@ -178,7 +188,7 @@ class _Hooks:
     def _look_at_class(
         self, session: Session, mapper: Mapper[Any], objects: list[Any], changed_only: bool
     ) -> None:
-        if not self._keeper.has_looked and session.get_bind(mapper).engine.pool is self._engine.pool:
+        if not self._keeper.has_looked and self._is_bound(session, mapper):
             session.connection(bind_arguments={"mapper": mapper})  # the first checkout looks
         tables = [
             (table, known.key)
@@ -186,7 +196,7 @@ class _Hooks:
             if isinstance(table, Table)
             for known in self._keeper.knowledge.candidates(table.name, None)
         ]
-        if not tables or session.get_bind(mapper).engine.pool is not self._engine.pool:
+        if not tables or not self._is_bound(session, mapper):
             return
         for table, key in dict.fromkeys(tables):
             column = next((c for c in table.columns if c.name == key), None)
@@ -197,15 +207,26 @@ class _Hooks:
             if values:
                 self._look_at_values(session, mapper, column, values)
 
+    def _is_bound(self, session: Session, mapper: Mapper[Any]) -> bool:
+        """Tell whether the rows of a class go to our engine, as far as that shows before they are sent."""
+        try:
+            return session.get_bind(mapper).engine.pool is self._engine.pool
+        except Exception:  # noqa: BLE001  # a session of the user's own make: the statement is looked at
+            return False
+
     def _look_at_values(
         self, session: Session, mapper: Mapper[Any], column: Column[Any], values: list[Any]
     ) -> None:
         connection = session.connection(bind_arguments={"mapper": mapper})
+        if rows.is_rewritten(column, connection.dialect):
+            return
         process = column.type.dialect_impl(connection.dialect).bind_processor(connection.dialect)
         if process is not None:
-            values = [process(value) for value in values]
-        translation = connection.get_execution_options().get("schema_translate_map") or {}
-        schema = translation.get(column.table.schema, column.table.schema)
+            try:
+                values = [process(value) for value in values]
+            except Exception:  # noqa: BLE001  # told as SQLAlchemy tells it, when the statement is sent
+                return
+        schema = rows.schema_of(connection.get_execution_options(), connection.dialect, column.table)
         known = [
             k for k in self._keeper.knowledge.candidates(column.table.name, schema) if k.key == column.name
         ]
@@ -215,36 +236,10 @@ class _Hooks:
 
     def _handle_error(self, context: ExceptionContext) -> PartitionError | None:
         error, connection = context.sqlalchemy_exception, context.connection
-        if connection is None or not isinstance(error, DBAPIError) or sqlstate(error) != _CHECK_VIOLATION:
+        if connection is None or not isinstance(error, DBAPIError):
             return None
-        if self._keeper.is_inside:  # the side connection has the same dialect, and this is a dialect's event
-            return None
-        told = told_of_row(error)
-        schema, table = told.get("schema_name"), told.get("table_name")
-        if told.get("constraint_name") or not schema or not table:
-            return None  # a CHECK of the user's
-        known = self._keeper.find(schema, table)
-        if known is None:
-            return None
-        return self._made_after_all(connection, known, told.get("detail") or "")
-
-    def _made_after_all(self, connection: Connection, known: Known, detail: str) -> PartitionError | None:
-        match, key_type = _DETAIL.search(detail), known.table.key_type
-        keys = rows.key_values([match[1]], key_type, connection) if match and key_type else []
-        if not keys:
-            return None
-        try:
-            self._keeper.make(connection, known, set(keys), believe=False)
-        except PartitionError as refused:
-            return refused
-        if not self._keeper.covers(known, keys[0]):
-            return None  # the keeper has logged why; PostgreSQL's own error stands
-        return PartitionPending(
-            table=str(known.table),
-            window=known.table.grid.at(keys[0]).suffix,
-            reason="PostgreSQL found none for a row whose key did not show before it was sent",
-            progress="the partition has been made meanwhile",
-        )
+        # The side connection has the same dialect, and this is a dialect's event: those are none of ours.
+        return self._keeper.answer_to(connection, error)
 
 
 def _by_class(instances: Iterable[Any]) -> Iterable[list[Any]]:

@@ -25,8 +25,6 @@ LOCK_TIMEOUT_MS = 40
 TURN_TIMEOUT_MS = 2_000
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
-# How much longer than told we wait where nobody but competitors for the same table is in the way.
-_FOR_COMPETITORS = 10.0
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
 _LOST_RACE = {"42P07", "42710", "23505", "42P17"}
 # The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
@@ -41,11 +39,13 @@ class Statement:
     locks: str = ""
 
 
-def render(step: CreatePartition, user: str | None = None) -> tuple[Statement, ...]:
+def render(
+    step: CreatePartition, user: str | None = None, turn_timeout_ms: int = TURN_TIMEOUT_MS
+) -> tuple[Statement, ...]:
     """Return the statements that make one partition, between BEGIN and COMMIT."""
     assert step.table.oid is not None
     opening: list[ddl.Element] = [
-        ddl.SetLockTimeout(TURN_TIMEOUT_MS),
+        ddl.SetLockTimeout(turn_timeout_ms),
         ddl.LockParent(step.table.oid),
         ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
     ]
@@ -75,12 +75,14 @@ def create_partition(
     *,
     user: str | None = None,
     give_up_at: float | None = None,
+    grace: float = 0.0,
     callers: Collection[int] = (),
 ) -> bool:
     """Make one partition; return whether it was us, not a competitor, who made it.
 
     :param connection: not in a transaction; each try is one, committed.
     :param give_up_at: ``time.monotonic()`` after which there is no further try (default: 10 s from now).
+    :param grace: seconds to wait longer where nobody but competitors for the same table is in the way.
     :param callers: backends that wait for us. When one of *them* holds what ATTACH needs, waiting is futile.
     :raises LockNotAvailable: the locks were not to be had; the error names who holds them.
     :raises StepFailed: PostgreSQL refused, or something else stands where the partition should.
@@ -92,7 +94,10 @@ def create_partition(
         _refuse_if_hopeless(_holders(connection, step), step, callers)
     while True:
         try:
-            return _attempt(connection, step, user)
+            left = max(deadline + grace - time.monotonic(), 0)
+            return _attempt(
+                connection, step, user, min(max(int(left * 1000), LOCK_TIMEOUT_MS), TURN_TIMEOUT_MS)
+            )
         except DBAPIError as error:
             code = sqlstate(error)
             if code in _LOST_RACE:
@@ -102,7 +107,7 @@ def create_partition(
         holders = _holders(connection, step)
         _refuse_if_hopeless(holders, step, callers)
         # With nobody in the way but competitors, the window is a moment from being there.
-        if time.monotonic() + wait > deadline + (0 if holders else _FOR_COMPETITORS):
+        if time.monotonic() + wait > deadline + (0 if holders else grace):
             raise _not_available(holders, step)
         pause(connection, random.uniform(wait / 2, wait))
         wait = min(wait * 2, _LONGEST_PAUSE)
@@ -125,8 +130,8 @@ def _not_available(holders: list[catalog.Blocker], step: CreatePartition) -> Loc
     return LockNotAvailable(table=str(step.table), reason=told)
 
 
-def _attempt(connection: Connection, step: CreatePartition, user: str | None) -> bool:
-    statements = render(step, user)
+def _attempt(connection: Connection, step: CreatePartition, user: str | None, turn_timeout_ms: int) -> bool:
+    statements = render(step, user, turn_timeout_ms)
     with connection.begin():
         for statement in statements[:3]:
             _send(connection, statement)

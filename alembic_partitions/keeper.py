@@ -1,7 +1,7 @@
 """Partitions for a running application: the looking, and the making of what is lacking.
 
-Everything here happens on a second connection, at most one a process at a time, opened for the purpose. No
-hook takes longer than ``wait``, and none takes the application down.
+Everything that changes something happens on a second connection, at most one a process at a time, opened for
+the purpose. No look takes longer than ``wait``, and none takes the application down.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeAlias
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from . import catalog, executor, maintenance
-from .drivers import backend_pid, reason
+from . import catalog, executor, maintenance, rows
+from .drivers import backend_pid, reason, session_parameter, sqlstate_of, told_of_row
 from .errors import (
     KeyOutsideLimits,
     LockNotAvailable,
@@ -48,7 +48,17 @@ _SOON = 10.0
 # How long a pending window is left alone after a try in vain, in seconds, doubling.
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.05, 1.0
 
+# How much longer than ``wait`` an insert waits where others are just making partitions of the same table, and
+# nothing else is in the way: one of them is about to have made its own.
+_FOR_COMPETITORS = 5.0
+# Who was told to come back is remembered up to this number.
+_MOST_TOLD = 10_000
+
 _DURATION = re.compile(r"(\d+(?:\.\d+)?) ?(ms|s|min|h|d)")
+_CHECK_VIOLATION = "23514"
+# "Partition key of the failing row contains (ts) = (2026-11-22 00:00:00+13).", in any language.
+_DETAIL = re.compile(r"\(.*?\) = \((.*)\)")
+
 _UNITS = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -106,12 +116,13 @@ class Keeper:
         with self._our_turn() as _, self._side() as side:
             report = maintenance.ensure(side, schema=self._schema)
             self._load(side)
-            self._error = _failures(report)
+            self._error = report.failure
             return report
 
     def plan(self) -> tuple[maintenance.TablePlan, ...]:
         """Return what :meth:`ensure` would do now; every plan empty means healthy."""
-        with self._our_turn() as _, self._side() as side:
+        # Without a turn: it only reads, and whoever asks must not wait for what is being made meanwhile.
+        with _apart(), self._side() as side:
             return maintenance.plan(side, schema=self._schema)
 
     def health(self) -> Health:
@@ -132,12 +143,13 @@ class Keeper:
         if _inside.get() or time.monotonic() < self._due:
             return
         # Until what there is has been seen once, nothing can be looked at: then everybody waits for that.
+        give_up_at = time.monotonic() + self._wait
         with self._our_turn(timeout=0 if self.has_looked else self._wait) as ours:
             if not ours or time.monotonic() < self._due:
                 return
             try:
                 with self._guarded(), self._side() as side:
-                    self._look(side)
+                    self._look(side, give_up_at)
             finally:
                 self._due = time.monotonic() + (min(_SOON, self._refresh) if self._error else self._refresh)
 
@@ -197,6 +209,8 @@ class Keeper:
         me = self._turn.taker()
         came_back = me in self._told
         self._told.discard(me)
+        if len(self._told) > _MOST_TOLD:  # who never came back
+            self._told.clear()
         self.settle(patience=self._wait if came_back else 0)
         self.knowledge.began(connection)
 
@@ -217,7 +231,8 @@ class Keeper:
 
     def _settle_table(self, known: Known, keys: set[KeyValue], give_up_at: float) -> None:
         try:
-            with self._guarded(), self._side() as side:
+            # Others' windows: whose transaction begins or ends here must not be told of a failure.
+            with self._guarded(may_raise=False), self._side() as side:
                 self._make_windows(side, known, keys, give_up_at)
             self._back_off = _FIRST_BACK_OFF
         except LockNotAvailable as error:
@@ -227,6 +242,69 @@ class Keeper:
             self._back_off = min(self._back_off * 2, _LONGEST_BACK_OFF)
         except PartitionError as error:  # the transaction that asked will be told when it asks again
             logger.info("no longer making partitions of %s: %s", known.table, error)
+
+    def answer(self, connection: Connection, told: Mapping[str, str | None]) -> PartitionError | None:
+        """Make the partition that PostgreSQL did not find for a row, and return what to raise instead.
+
+        :param told: what the server said of the row, see :func:`~alembic_partitions.drivers.told_of_row`.
+        :return: ``None`` where its own error had better stand.
+        """
+        schema, table = told.get("schema_name"), told.get("table_name")
+        if told.get("constraint_name") or not schema or not table:
+            return None  # a CHECK of the user's
+        known, match = self.find(schema, table), _DETAIL.search(told.get("detail") or "")
+        if known is None or match is None:
+            return None
+        try:
+            key = self._read_key(connection, known, match[1])
+            if key is None:
+                return None
+            self.make(connection, known, {key}, believe=False)
+        except PartitionError as refused:
+            return refused
+        if not self.covers(known, key):
+            return None  # the keeper has logged why; PostgreSQL's own error stands
+        return PartitionPending(
+            table=str(known.table),
+            window=known.table.grid.at(key).suffix,
+            reason="PostgreSQL found none for a row whose key did not show before it was sent",
+            progress="the partition has been made meanwhile",
+        )
+
+    def _read_key(self, connection: Connection, known: Known, printed: str) -> KeyValue | None:
+        """Read a key as PostgreSQL prints it: in the session's TimeZone, and in its DateStyle."""
+        key_type = known.table.key_type
+        assert key_type is not None
+        style, zone = (session_parameter(connection, name) or "" for name in ("DateStyle", "TimeZone"))
+        if style.startswith("ISO"):
+            return next(iter(rows.key_values([printed], key_type, connection)), None)
+        with self._our_turn(timeout=self._wait) as ours, self._guarded(may_raise=False):
+            if ours:
+                with self._side() as side, side.begin():
+                    return catalog.read_key(side, printed, key_type, style, zone)
+        return None
+
+    @contextmanager
+    def watching(self, connection: Connection) -> Iterator[None]:
+        """Watch over rows that a driver's own COPY sends, past SQLAlchemy, on ``connection``.
+
+        They find the horizon. Where PostgreSQL answers "no partition" all the same, the partition is made,
+        and the error is a :class:`PartitionPending`: run the transaction again.
+        """
+        try:
+            yield
+        except Exception as error:
+            instead = self.answer_to(connection, error)
+            if instead is None:
+                raise
+            raise instead from error
+
+    def answer_to(self, connection: Connection, error: BaseException) -> PartitionError | None:
+        """Return what to raise instead of a driver's own error, if it says "no partition"."""
+        driver_error = error.orig if isinstance(error, DBAPIError) else error
+        if driver_error is None or sqlstate_of(driver_error) != _CHECK_VIOLATION or self.is_inside:
+            return None
+        return self.answer(connection, told_of_row(driver_error))
 
     @property
     def has_looked(self) -> bool:
@@ -254,21 +332,26 @@ class Keeper:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _look(self, side: Connection) -> None:
-        report = maintenance.ensure(side, schema=self._schema, give_up_at=time.monotonic() + self._wait)
+    def _look(self, side: Connection, give_up_at: float) -> None:
+        report = maintenance.ensure(
+            side, schema=self._schema, give_up_at=give_up_at, known_failure=self._error
+        )
         self._load(side)
         self._to_default.clear()
-        self._error = _failures(report)
-        if self._error and self._on_error == "raise":
-            failed = next(result for result in report.results if result.error)
-            raise StepFailed(table=failed.table, partition="(several)", reason=failed.error)
+        known_error, self._error = self._error, report.failure
+        for failed in [result for result in report.results if result.failure]:
+            if self._error != known_error and not failed.error:  # an error has been logged as it came
+                logger.warning("partitions are not kept: %s: %s", failed.table, failed.failure)
+            if self._on_error == "raise":
+                raise StepFailed(table=failed.table, partition="(several)", reason=failed.failure)
 
     def _make_for(self, known: Known, keys: set[KeyValue], give_up_at: float) -> None:
         # Where DEFAULT takes the rows there is no need to wait, and no limit to enforce.
         default = known.table.has_default
         try:
             with self._guarded(), self._side() as side:
-                self._make_windows(side, known, keys, time.monotonic() if default else give_up_at)
+                until, grace = (time.monotonic(), 0.0) if default else (give_up_at, _FOR_COMPETITORS)
+                self._make_windows(side, known, keys, until, grace)
         except (LockNotAvailable, KeyOutsideLimits, WindowRangeError) as error:
             if default:
                 logger.warning("rows of %s go to its DEFAULT partition: %s", known.table, error)
@@ -292,12 +375,16 @@ class Keeper:
             progress="the partition is made as soon as that is over",
         )
 
-    def _make_windows(self, side: Connection, known: Known, keys: set[KeyValue], give_up_at: float) -> None:
+    def _make_windows(
+        self, side: Connection, known: Known, keys: set[KeyValue], give_up_at: float, grace: float = 0.0
+    ) -> None:
         with side.begin():
             steps, user = self._steps_for(side, known, keys)
         try:
             for step in steps:
-                executor.create_partition(side, step, user=user, give_up_at=give_up_at, callers=self._callers)
+                executor.create_partition(
+                    side, step, user=user, give_up_at=give_up_at, grace=grace, callers=self._callers
+                )
         finally:
             self._load(side)
 
@@ -326,12 +413,8 @@ class Keeper:
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:
-        with self._turn(timeout) as ours:
-            token = _inside.set(True)
-            try:
-                yield ours
-            finally:
-                _inside.reset(token)
+        with self._turn(timeout) as ours, _apart():
+            yield ours
 
     @contextmanager
     def _side(self) -> Iterator[Connection]:
@@ -339,7 +422,7 @@ class Keeper:
             yield side
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, may_raise: bool = True) -> Iterator[None]:
         """Never take the application down: what fails here is logged and shown by health()."""
         try:
             yield
@@ -348,8 +431,18 @@ class Keeper:
         except Exception as error:  # a driver raises its own, unwrapped, while it connects
             self._error = _told(error)
             logger.warning("partitions are not kept: %s", self._error)
-            if self._on_error == "raise":
+            if may_raise and self._on_error == "raise":
                 raise
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Let what happens on a side connection be none of the hooks' business."""
+    token = _inside.set(True)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
 
 
 def _ddl_engine(engine: Engine, url: str | URL, wait: float) -> Engine:
@@ -368,10 +461,6 @@ def _begin(known: Known, key: KeyValue) -> KeyValue:
         return known.table.grid.at(key).begin
     except WindowRangeError:
         return key
-
-
-def _failures(report: maintenance.Report) -> str | None:
-    return "; ".join(f"{result.table}: {result.error}" for result in report.results if result.error) or None
 
 
 def _told(error: Exception) -> str:

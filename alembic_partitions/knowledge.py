@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone, tzinfo
 from functools import partial
 from typing import Any
 
@@ -111,7 +111,7 @@ class Knowledge:
             ends = stored(ends[0]), stored(ends[1])
             if known.coverage.covers(*ends):
                 return View(known, ends)
-        keys = set(map(stored, rows.key_values(values, key_type, connection)))
+        keys = set(map(stored, rows.key_values(values, key_type, connection, _host_zone)))
         if not keys:
             return View(known)
         lacking = {key for key in keys if not known.coverage.covers(key, key)}
@@ -134,6 +134,11 @@ class Knowledge:
             if new and _touches(part, low, high):
                 catalog.notice(connection, part.oid)
                 noticed.add(part.oid)
+
+
+def _host_zone() -> tzinfo:
+    """Return the offset of the host's clock now, whatever the season of the date at hand: so does asyncpg."""
+    return timezone(datetime.now().astimezone().utcoffset() or timedelta())
 
 
 def _ends(values: list[Any], key_type: KeyType) -> tuple[KeyValue, KeyValue] | None:

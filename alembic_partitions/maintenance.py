@@ -76,6 +76,12 @@ class Report:
         """How many partitions the run made."""
         return sum(len(result.created) for result in self.results)
 
+    @property
+    def failure(self) -> str | None:
+        """Why the run failed, a line a table; ``None`` if it did not."""
+        failed = (f"{result.table}: {result.failure}" for result in self.results if result.failure)
+        return "\n".join(failed) or None
+
 
 @dataclass(slots=True)
 class _Work:
@@ -161,6 +167,7 @@ def ensure(
     schema: str | None = None,
     tables: Collection[str] | None = None,
     give_up_at: float | None = None,
+    known_failure: str | None = None,
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
 
@@ -168,6 +175,7 @@ def ensure(
     :param schema: where partition_config lives; ``None`` finds it by our mark.
     :param tables: only these, ``name`` or ``schema.name``.
     :param give_up_at: ``time.monotonic()`` after which no further partition is begun.
+    :param known_failure: :attr:`Report.failure` of an earlier run, which is not written down once more.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     with connection.begin():
@@ -190,7 +198,7 @@ def ensure(
             for step in steps:
                 _make(connection, step, work, snapshot.user, give_up_at, patience)
     report = Report(tuple(_result(work) for work in works))
-    if report.created or any(result.failure for result in report.results):
+    if report.created or report.failure != (known_failure if report.failure else None):
         _record(connection, snapshot, "ensure", report)
     return report
 
@@ -297,7 +305,6 @@ def _result(work: _Work) -> TableResult:
 
 def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report) -> None:
     """Write the run down. A DDL role that may not is no reason to fail: the partitions stand."""
-    errors = [f"{result.table}: {result.failure}" for result in report.results if result.failure]
     try:
         with connection.begin():
             connection.execute(
@@ -307,7 +314,7 @@ def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, rep
                     "started_at": snapshot.now,
                     "action": action,
                     "created": report.created,
-                    "error": "\n".join(errors) or None,
+                    "error": report.failure,
                 },
             )
     except DBAPIError as error:

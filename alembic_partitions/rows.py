@@ -6,14 +6,14 @@ Only values that are certain are returned. An expression (``literal + interval``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import date, datetime, time, timedelta, tzinfo
 from typing import Any
 
 import pytz
-from sqlalchemy import BindParameter, Connection, Insert, TableClause, Update
+from sqlalchemy import BindParameter, ColumnClause, Connection, Dialect, Insert, TableClause, Update
 from sqlalchemy.engine.interfaces import ExecutionContext
 
 from .drivers import session_parameter
@@ -29,7 +29,7 @@ class Reading:
 
     table: TableClause
     statement: Insert | Update
-    columns: dict[str, tuple[list[str], Callable[[Any], Any] | None]] = field(default_factory=dict)
+    columns: dict[str, list[tuple[str, Callable[[Any], Any] | None]]] = field(default_factory=dict)
 
 
 def reading_of(context: ExecutionContext) -> Reading | None:
@@ -47,64 +47,89 @@ def reading_of(context: ExecutionContext) -> Reading | None:
     return known
 
 
-def schema_of(context: ExecutionContext, table: TableClause) -> str | None:
-    """Return the schema that a table's name means, after translation."""
-    translation = context.execution_options.get("schema_translate_map")
+def schema_of(options: Mapping[str, Any], dialect: Dialect, table: TableClause) -> str | None:
+    """Return the schema that a table's name means under some execution options."""
+    translation = options.get("schema_translate_map")
     own: str | None = table.schema
-    return translation.get(own, own) if translation else own
+    if not translation or own not in translation:
+        return own
+    # Translated to nothing, SQLAlchemy writes the schema that was the default when it first connected.
+    return translation[own] or dialect.default_schema_name
 
 
 def values_of(context: ExecutionContext, reading: Reading, key: str) -> list[Any]:
     """Return what the rows of a statement carry in column ``key``, as the driver will get it."""
     if key not in reading.columns:
-        names = _bind_names(reading.statement, key)
+        compiled: Any = context.compiled
         # What the execution context itself applies; a TypeDecorator's conversion is among them.
-        processors = context.compiled._bind_processors  # type: ignore[union-attr]  # noqa: SLF001
-        reading.columns[key] = names, processors.get(names[0]) if names else None
-    names, process = reading.columns[key]
+        processors = compiled._bind_processors  # noqa: SLF001
+        names = _bind_names(compiled, reading.statement, key)
+        reading.columns[key] = [(name, processors.get(name)) for name in names]
     rows: Sequence[dict[str, Any]] = context.compiled_parameters  # type: ignore[attr-defined]
-    values = [row[name] for name in names for row in rows if name in row]
-    if process is not None:
-        values = [process(value) for value in values]
-    return [value for value in values if value is not None] if None in values else values
+    found: list[Any] = []
+    for name, process in reading.columns[key]:
+        values = [row[name] for row in rows if name in row]
+        found += values if process is None else map(process, values)
+    return [value for value in found if value is not None] if None in found else found
+
+
+def is_rewritten(column: ColumnClause[Any], dialect: Dialect) -> bool:
+    """Tell whether the column's type wraps its values in SQL (``bind_expression``), and so changes them."""
+    return bool(column.type.dialect_impl(dialect)._has_bind_expression)  # noqa: SLF001
 
 
 _READING = "_alembic_partitions_reading"
 _UNREAD: Any = object()
 
 
-def _bind_names(statement: Insert | Update, key: str) -> list[str]:
+def _bind_names(compiled: Any, statement: Insert | Update, key: str) -> list[str]:
     """Return under which names a column's values stand among the compiled parameters."""
-    column = next((c for c in statement.table.columns if c.name == key), None)
-    if column is None or (isinstance(statement, Insert) and statement.select is not None):
+    column: Any = next((c for c in statement.table.columns if c.name == key), None)
+    if column is None or is_rewritten(column, compiled.dialect):
         return []
-    rows = sum(map(len, getattr(statement, "_multi_values", ())))
+    if isinstance(statement, Insert) and statement.select is not None:
+        return []
+    rows = [row for some in getattr(statement, "_multi_values", ()) for row in some]
     if rows:
+        given = (_given(row, column) for row in rows if isinstance(row, dict))
+        own = (compiled.bind_names.get(value) for value in given if isinstance(value, BindParameter))
         # A Python-side default of the first row goes by the plain name.
-        return [column.key, *(f"{column.key}_m{index}" for index in range(rows))]
-    given = dict(statement._values or {})  # noqa: SLF001  # no public way to ask what .values() was given
-    given.update(getattr(statement, "_ordered_values", None) or ())
-    # Given by column (the ORM's is an annotated copy), or by name.
-    expression = next(
-        (v for c, v in given.items() if getattr(c, "key", c) in (column.key, column.name)), None
-    )
+        usual = (column.key, *(f"{column.key}_m{index}" for index in range(len(rows))))
+        return [*dict.fromkeys((*usual, *filter(None, own)))]
+    values = dict(statement._values or {})  # noqa: SLF001  # no public way to ask what .values() was given
+    values.update(getattr(statement, "_ordered_values", None) or ())
+    expression = _given(values, column)
     if expression is None:
-        return [column.key]
+        # An UPDATE may have a bind of that name elsewhere, in its WHERE.
+        is_set = column.key in (compiled.column_keys or ()) or column in compiled.update_prefetch
+        return [column.key] if isinstance(statement, Insert) or is_set else []
     if isinstance(expression, BindParameter):
         # A plain value stands under the column's name, a bindparam() of the user's under its own.
         return [column.key if expression.unique else expression.key]
     return []  # an expression: what the server makes of it is not known here
 
 
+def _given(values: Mapping[Any, Any], column: Any) -> Any:
+    """Return what was given for a column: by the column (the ORM's is an annotated copy), or by its name."""
+    return next((v for c, v in values.items() if getattr(c, "key", c) in (column.key, column.name)), None)
+
+
 # -- from what the driver gets to what PostgreSQL makes of it -------------------------------------------
 
 
-def key_values(values: Iterable[Any], key_type: KeyType, connection: Connection) -> list[KeyValue]:
+def key_values(
+    values: Iterable[Any],
+    key_type: KeyType,
+    connection: Connection,
+    host_zone: Callable[[], tzinfo] | None = None,
+) -> list[KeyValue]:
     """Return the key values that PostgreSQL will store, doing as the driver in use does.
 
     A naive datetime for a ``timestamptz`` is read in the session's zone by psycopg, in the host's by asyncpg.
     An aware one for a ``timestamp`` or ``date`` is converted to the session's zone by psycopg. What cannot be
     known for certain is left out.
+
+    :param host_zone: returns the offset that the host's clock has now, by which asyncpg reads a date.
     """
     asyncpg = connection.dialect.driver == "asyncpg"
     zone: list[tzinfo | None] = []
@@ -120,7 +145,10 @@ def key_values(values: Iterable[Any], key_type: KeyType, connection: Connection)
         with suppress(
             OverflowError
         ):  # at the ends of the calendar there is no room for another zone's clocks
-            found.append(convert[key_type](_parsed(value), session_zone))
+            parsed = _parsed(value, key_type)
+            if asyncpg and key_type == "timestamptz" and type(parsed) is date and host_zone is not None:
+                parsed = datetime.combine(parsed, time(), host_zone())
+            found.append(convert[key_type](parsed, session_zone))
     return [value for value in found if value is not None]
 
 
@@ -142,13 +170,15 @@ def rounded(value: KeyValue, precision: int | None) -> KeyValue:
 _Zone = Callable[[], "tzinfo | None"]
 
 
-def _parsed(value: Any) -> Any:
+def _parsed(value: Any, key_type: KeyType) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return iso_time(value)
+        parsed = iso_time(value)
     except ValueError:
         return None
+    # The offset of a literal for a naive key is dropped (manual, section 8.5.1.3).
+    return parsed if key_type == "timestamptz" else parsed.replace(tzinfo=None)
 
 
 def _instant(value: Any, session_zone: _Zone) -> KeyValue | None:
@@ -174,8 +204,6 @@ def _date(value: Any, session_zone: _Zone) -> KeyValue | None:
 
 
 def _host_instant(value: Any, session_zone: _Zone) -> KeyValue | None:
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime.combine(value, datetime.min.time())
     return value.astimezone(pytz.utc) if isinstance(value, datetime) else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
 from typing import Any, TypeVar
@@ -152,6 +152,10 @@ class App:
 
             return self._loop.run_until_complete(waited())
         return result
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something on the event loop of the async engine."""
+        return self._loop.run_until_complete(work)
 
     def close(self) -> None:
         """Give all connections back to the server."""

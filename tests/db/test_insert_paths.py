@@ -282,14 +282,6 @@ def test_both_instants_of_a_repeated_hour_find_their_window(
     assert rows_by_partition(engine, "odds") == {"odds_2026_04_05_02": 1, "odds_2026_04_05_02b": 1}
 
 
-def test_a_server_default_is_served_by_the_horizon(app: App, engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE odds ALTER COLUMN at SET DEFAULT now()")
-    table = sa.table("odds", sa.column("note"))
-    app.connection(lambda c: c.execute(sa.insert(table).values(note="now")))
-    assert sum(rows_by_partition(engine, "odds").values()) == 1
-
-
 def test_a_type_decorator_on_the_key_is_seen_through(
     database: Database, engine: Engine, any_driver: str
 ) -> None:

@@ -236,6 +236,18 @@ def test_a_replica_identity_by_index_is_the_partitions_index_of_it(engine: Engin
     ) == [("i", f"CREATE UNIQUE INDEX {OURS}_note_at_idx ON public.{OURS} USING btree (note, at)")]
 
 
+def test_a_replica_identity_whose_index_was_dropped_is_nothing(engine: Engine) -> None:
+    prepared(
+        engine,
+        "ALTER TABLE odds ALTER note SET NOT NULL",
+        "CREATE UNIQUE INDEX u ON odds (note, at)",
+        "ALTER TABLE odds REPLICA IDENTITY USING INDEX u",
+        "DROP INDEX u",
+    )
+    made(engine)
+    assert scalar(engine, f"SELECT relreplident FROM pg_class WHERE relname = '{OURS}'") == "n"
+
+
 def test_row_security_closes_the_partition_and_the_parents_policies_rule(
     engine: Engine, roles: Roles
 ) -> None:
