@@ -16,7 +16,9 @@ from alembic.operations import MigrateOperation, Operations
 from alembic.operations.ops import (
     AlterColumnOp,
     CreateIndexOp,
+    CreateTableCommentOp,
     CreateTableOp,
+    DropTableCommentOp,
     DropTableOp,
     ModifyTableOps,
 )
@@ -27,6 +29,7 @@ from . import catalog, maintenance
 from .compare import Alter, Relation, Remark, compare
 from .errors import PartitionError
 from .operations import AlterPartitionPolicyOp, CreatePartitionedTableOp, DropPartitionedTableOp
+from .plan import MARKS
 from .policy import INFO_KEY
 
 if TYPE_CHECKING:  # half imported while Alembic loads its plugins
@@ -141,10 +144,7 @@ def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterato
             yield _dropped(operation, found.relation(operation.schema, operation.table_name))
         elif isinstance(operation, ModifyTableOps):
             key = (operation.schema, operation.table_name)
-            if key in created or found.relation(*key).partition_by is not None:
-                yield from _modified(operation, found.relation(*key), is_new=key in created)
-            else:
-                yield operation
+            yield from _modified(operation, found.relation(*key), is_new=key in created)
         else:
             yield operation
 
@@ -165,18 +165,29 @@ def _dropped(operation: DropTableOp, there: Relation) -> MigrateOperation:
 
 def _modified(operation: ModifyTableOps, there: Relation, is_new: bool) -> Iterator[MigrateOperation]:
     kept: list[MigrateOperation] = []
+    is_partitioned = is_new or there.partition_by is not None
     for change in operation.ops:
         if isinstance(change, AlterColumnOp) and change.column_name in there.primary_key:
             if change.modify_nullable:
                 change.modify_nullable = None  # PostgreSQL refuses: the primary key forces NOT NULL
             if not change.has_changes():
                 continue
-        elif isinstance(change, CreateIndexOp) and change.kw.pop(_CONCURRENTLY, False) and not is_new:
-            yield PartitionRemarkOp(operation.table_name, operation.schema, _concurrently(change))
+        elif isinstance(change, CreateIndexOp) and is_partitioned:
+            if change.kw.pop(_CONCURRENTLY, False) and not is_new:
+                yield PartitionRemarkOp(operation.table_name, operation.schema, _concurrently(change))
+        elif _takes_a_mark(change):
+            continue
         kept.append(change)
     operation.ops[:] = kept
     if kept:
         yield operation
+
+
+def _takes_a_mark(change: MigrateOperation) -> bool:
+    """Tell whether a comment that makes a table ours would go: of a partition that is a model, too."""
+    if isinstance(change, (CreateTableCommentOp, DropTableCommentOp)):
+        return (change.existing_comment or "").startswith(MARKS)
+    return False
 
 
 def _altered(name: str, schema: str | None, difference: Alter) -> AlterPartitionPolicyOp:

@@ -17,11 +17,13 @@ from .naming import partition_name
 from .periods import Grid, KeyType, KeyValue, Period, Window, exact_suffix
 from .policy import PartitionPolicy
 
+#: Begins every comment that marks a table as ours.
+MARKS = "alembic_partitions: "
 #: The comments that make our two tables ours; the number is the layout's version.
-CONFIG_MARK = "alembic_partitions: configuration, layout 1"
-RUNS_MARK = "alembic_partitions: runs, layout 1"
+CONFIG_MARK = f"{MARKS}configuration, layout 1"
+RUNS_MARK = f"{MARKS}runs, layout 1"
 #: Begins the comment of every partition that we make; who made it follows.
-PARTITION_MARK = "alembic_partitions: made by "
+PARTITION_MARK = f"{MARKS}made by "
 #: First half of the advisory lock taken while a parent gets partitions; the second is the parent's OID.
 PARENT_LOCK_CLASS = 1_634_496_609
 
@@ -43,6 +45,7 @@ class Refusal(Enum):
     NO_TABLE = "the table does not exist"
     UNFIT = "the table does not fit its policy"
     MISALIGNED = "an existing partition is not on the policy's grid; filled around it"
+    OTHER_GRID = "they are on another grid, an earlier policy's perhaps; new windows begin where they end"
     DETACH_PENDING = "a partition is stuck half-way through DETACH CONCURRENTLY; inserts into it fail"
     DEFAULT = "a DEFAULT partition exists, so each ATTACH waits for its readers and writers"
     OUT_OF_RANGE = "the calendar of windows ends here"
@@ -351,12 +354,12 @@ def _fill(
     neighbours = _bounded(table)
     used = _Names(taken, {p.name for p in table.partitions})
     steps, findings = [], dict[str, Finding]()
+    odd = set[str]()
     for window, reason, distance in wanted:
         begin: KeyValue = window.begin
         for part in _overlapping(neighbours, window):
             if (part.lower, part.upper) != (window.begin, window.end):
-                detail = f"{part.schema}.{part.name} [{part.lower or 'MINVALUE'}, {part.upper or 'MAXVALUE'})"
-                findings[part.name] = Finding(Refusal.MISALIGNED, detail)
+                odd.add(part.name)
             if part.detach_pending:
                 findings[part.name] = Finding(Refusal.DETACH_PENDING, f"{part.schema}.{part.name}")
             if part.lower is not None and begin < part.lower:
@@ -366,7 +369,29 @@ def _fill(
             steps.append(_step(table, window, begin, window.end, reason, distance, used, made_by))
     if steps and table.has_default:
         findings[""] = Finding(Refusal.DEFAULT, str(table))
-    return steps, list(findings.values())
+    return steps, [*map(_off_the_grid, _runs(p for p in neighbours if p.name in odd)), *findings.values()]
+
+
+def _runs(ordered: Iterable[Partition]) -> Iterator[list[Partition]]:
+    """Yield the partitions that touch each other together."""
+    run: list[Partition] = []
+    for part in ordered:
+        if run and run[-1].upper != part.lower:
+            yield run
+            run = []
+        run.append(part)
+    if run:
+        yield run
+
+
+def _off_the_grid(run: list[Partition]) -> Finding:
+    first, last = run[0], run[-1]
+    stretch = f"[{first.lower or 'MINVALUE'}, {last.upper or 'MAXVALUE'})"
+    if first is last:
+        return Finding(Refusal.MISALIGNED, f"{first.schema}.{first.name} {stretch}")
+    return Finding(
+        Refusal.OTHER_GRID, f"{first.schema}.{first.name} to {last.name}, {len(run)} partitions {stretch}"
+    )
 
 
 def _step(

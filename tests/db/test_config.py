@@ -165,7 +165,12 @@ def test_another_zone_counts_from_now_on_and_never_overlaps(engine: Engine) -> N
     report = ensure(engine)
     # The present is covered by Auckland's days, to 2026-04-07 12:00Z; what is new begins there.
     assert report.results[0].created == ("odds_2026_04_07_120000z",)
-    assert any("not on the policy's grid" in finding for finding in report.results[0].findings)
+    (finding,) = report.results[0].findings
+    assert finding == (
+        "public.odds_2026_04_04 to odds_2026_04_07, 4 partitions [2026-04-03 11:00:00+00:00,"
+        " 2026-04-07 12:00:00+00:00): they are on another grid, an earlier policy's perhaps; new windows"
+        " begin where they end"
+    )
 
 
 @pytest.mark.parametrize("name", ["quarter", "year"])

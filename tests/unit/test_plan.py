@@ -237,7 +237,9 @@ def test_smaller_partitions_that_fill_a_window_leave_nothing_to_do() -> None:
     parts = [part(low, high, f"odds_{low:%H}{n}") for n, (low, high) in enumerate(pairwise(hours))]
     plan = plan_horizon(table(policy(premake=0, lookback=0), *parts), NOW)
     assert plan.steps == ()
-    assert len(plan.findings) == 25
+    (finding,) = plan.findings
+    assert finding.refusal is Refusal.OTHER_GRID
+    assert "25 partitions [2026-04-04 11:00:00+00:00, 2026-04-05 12:00:00+00:00)" in finding.detail
 
 
 @pytest.mark.parametrize(
