@@ -25,7 +25,7 @@ from alembic.operations.ops import (
 from alembic.util import CommandError, PriorityDispatchResult
 from sqlalchemy import Table
 
-from . import catalog, maintenance
+from . import catalog, ddl, maintenance
 from .compare import Alter, Relation, Remark, compare
 from .errors import PartitionError
 from .operations import AlterPartitionPolicyOp, CreatePartitionedTableOp, DropPartitionedTableOp
@@ -78,18 +78,14 @@ class _Found:
 
 
 def begin(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> PriorityDispatchResult:
-    """Read what is partitioned, and leave partitions out before anything of them is reflected."""
+    """Leave partitions out before anything of them is reflected."""
     connection = context.connection
     assert connection is not None
-    try:
-        told = maintenance.config_home(context.migration_context) or catalog.meant(connection).config_schema
-        relations = catalog.partitioned_tables(connection, catalog.find_config(connection, told))
-    except PartitionError as error:
-        raise CommandError(str(error)) from error
-    context.inspector.info_cache[_KEY] = _Found(relations)
     default = connection.dialect.default_schema_name
     modelled = {
-        (None if table.schema == default else table.schema, table.name) for table in context.sorted_tables
+        (None if table.schema == default else table.schema, table.name)
+        for table in context.sorted_tables
+        if not _is_ours(table)
     }
     hidden = catalog.hidden_tables(connection) - modelled
     usual = context.run_name_filters
@@ -137,6 +133,8 @@ def end(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> Pr
 def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterator[MigrateOperation]:
     created = set()
     for operation in operations:
+        if isinstance(operation, CreateTableOp) and _is_ours(operation.to_table()):
+            continue  # an application may read partition_config as a model; it comes with the first policy
         if isinstance(operation, CreateTableOp) and INFO_KEY in operation.info:
             created.add((operation.schema, operation.table_name))
             yield CreatePartitionedTableOp.of(operation, operation.info[INFO_KEY])
@@ -147,6 +145,12 @@ def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterato
             yield from _modified(operation, found.relation(*key), is_new=key in created)
         else:
             yield operation
+
+
+def _is_ours(table: Table) -> bool:
+    """Tell whether a model is of one of our own two tables."""
+    ours = {made.name: made for made in (ddl.config_table(None), ddl.runs_table(None))}.get(table.name)
+    return ours is not None and {c.name for c in ours.columns} <= {c.name for c in table.columns}
 
 
 def _dropped(operation: DropTableOp, there: Relation) -> MigrateOperation:
@@ -204,8 +208,18 @@ def _concurrently(operation: CreateIndexOp) -> Remark:
 
 
 def _found(context: AutogenContext) -> _Found:
-    found = context.inspector.info_cache[_KEY]
-    assert isinstance(found, _Found)
+    """Return what this comparison has found out; it is read when it is first asked for."""
+    cache, connection = context.inspector.info_cache, context.connection
+    assert connection is not None
+    if _KEY not in cache:
+        try:
+            told = maintenance.config_home(context.migration_context)
+            told = told or catalog.meant(connection).config_schema
+            relations = catalog.partitioned_tables(connection, catalog.find_config(connection, told))
+        except PartitionError as error:
+            raise CommandError(str(error)) from error
+        cache[_KEY] = _Found(relations)
+    found: _Found = cache[_KEY]
     return found
 
 

@@ -40,6 +40,10 @@ COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes long and depends on no version; tox runs it once")
+    config.addinivalue_line(
+        "markers",
+        "processes: starts processes by the dozen; tox runs it on the oldest versions and the newest",
+    )
     config.addinivalue_line("markers", 'pg(">= 17"): needs a PostgreSQL server of that major version')
     given: dict[str, Any] = getattr(config, "workerinput", {})
     if given:

@@ -19,6 +19,7 @@ from alembic.util import CommandError
 from sqlalchemy import Engine, MetaData, event
 
 from alembic_partitions import PartitionPolicy, nz_racing_day
+from alembic_partitions.ddl import config_table, runs_table
 from alembic_partitions.errors import PolicyError
 from tests.databases import Database, Databases
 from tests.db.test_autogenerate import bring_about, configured, day, diffs, execute, key, models, propose
@@ -71,6 +72,15 @@ def test_our_tables_elsewhere_are_left_out(engine: Engine, monkeypatch: pytest.M
     bring_about(engine, models(day()))
     monkeypatch.delenv("ALEMBIC_PARTITIONS_SCHEMA")
     assert diffs(engine, models(day())) == []  # found by their mark
+
+
+def test_our_tables_read_as_models_are_left_out_before_and_after(engine: Engine) -> None:
+    wanted = MetaData()
+    for ours in (config_table(None), runs_table(None)):
+        ours.to_metadata(wanted).append_column(sa.Column("kept_by_hand", sa.Integer()))
+    assert diffs(engine, wanted) == []
+    models(day()).tables["odds"].to_metadata(wanted)
+    bring_about(engine, wanted)
 
 
 def test_partitions_of_tables_that_are_not_ours_are_left_out_too(engine: Engine) -> None:
@@ -309,6 +319,7 @@ def revise(project: Project, message: str) -> str:
     return path.read_text()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("template", "driver"), [("generic", "psycopg2"), ("async", "asyncpg")])
 @pytest.mark.parametrize("batch", [False, True], ids=["plain", "batch"])
 def test_revisions_are_written_run_and_leave_nothing_to_write(
@@ -363,6 +374,7 @@ def test_revisions_are_written_run_and_leave_nothing_to_write(
         assert linted.returncode == 0, linted.stdout
 
 
+@pytest.mark.processes
 def test_a_version_table_in_a_schema_of_its_own(tmp_path: Path, database: Database, engine: Engine) -> None:
     run(engine, "CREATE SCHEMA meta")
     project = Project.make(tmp_path, "generic", database.url)
@@ -378,6 +390,7 @@ def test_a_version_table_in_a_schema_of_its_own(tmp_path: Path, database: Databa
     project.alembic("check").succeeded()
 
 
+@pytest.mark.processes
 def test_branches(tmp_path: Path, database: Database, engine: Engine) -> None:
     project = Project.make(tmp_path, "generic", database.url)
     follows_models(project)
@@ -391,6 +404,7 @@ def test_branches(tmp_path: Path, database: Database, engine: Engine) -> None:
     project.alembic("check").succeeded()
 
 
+@pytest.mark.processes
 def test_several_databases(tmp_path: Path, databases: Databases, database: Database, engine: Engine) -> None:
     other = databases.clone()
     project = Project.make(tmp_path, "multidb", database.url, other.url)
@@ -418,6 +432,7 @@ def test_the_example_is_in_step_with_its_migrations(
         command.check(config)
 
 
+@pytest.mark.processes
 def test_flask_migrate(tmp_path: Path, database: Database, engine: Engine) -> None:
     pytest.importorskip("flask_migrate")
     app = tmp_path / "app.py"

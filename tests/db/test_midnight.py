@@ -17,6 +17,8 @@ from tests.apps import declare
 from tests.databases import Database
 from tests.midnight import PROCESSES, Met
 
+pytestmark = pytest.mark.processes
+
 
 @dataclass(frozen=True)
 class Night:

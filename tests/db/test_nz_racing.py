@@ -33,6 +33,8 @@ from nz_racing import demo, explain, feed, ingest  # noqa: E402
 from nz_racing.models import Base, Entrant, OddsHistory, Race, RaceResultHistory  # noqa: E402
 
 LONG_DAY = date(2026, 4, 5)
+pytestmark = pytest.mark.long
+
 HISTORIES = ("money_flow_history", "odds_history", "race_result_history")
 
 

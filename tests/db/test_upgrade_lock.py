@@ -18,6 +18,8 @@ from alembic_partitions import deploy, upgrade_lock_key
 from tests.databases import Database, Databases
 from tests.projects import Project, finish
 
+pytestmark = pytest.mark.processes
+
 # What a migration finds: how the migration lock of its database is held. It counts itself, too, so that a
 # second run of the same migration shows.
 SEEN = """
