@@ -23,7 +23,7 @@ from alembic.operations.ops import (
     ModifyTableOps,
 )
 from alembic.util import CommandError, PriorityDispatchResult
-from sqlalchemy import Table
+from sqlalchemy import Column, Table
 
 from . import catalog, ddl, maintenance
 from .compare import Alter, Relation, Remark, compare
@@ -71,22 +71,24 @@ class _Found:
     """What one comparison found out, and what it adds to the migration."""
 
     relations: Mapping[tuple[str | None, str], Relation]
+    default_schema: str | None
     added: list[MigrateOperation] = field(default_factory=list)
+    created: set[tuple[str | None, str]] = field(default_factory=set)
 
     def relation(self, schema: str | None, name: str) -> Relation:
         return self.relations.get((schema, name), Relation())
+
+    def key(self, schema: str | None, name: str) -> tuple[str | None, str]:
+        """Return what Alembic calls a table: the default schema goes without saying."""
+        return None if schema == self.default_schema else schema, name
 
 
 def begin(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> PriorityDispatchResult:
     """Leave partitions out before anything of them is reflected."""
     connection = context.connection
     assert connection is not None
-    default = connection.dialect.default_schema_name
-    modelled = {
-        (None if table.schema == default else table.schema, table.name)
-        for table in context.sorted_tables
-        if not _is_ours(table)
-    }
+    key = _found(context).key
+    modelled = {key(t.schema, t.name) for t in context.sorted_tables if not _is_ours(t.name, t.columns)}
     hidden = catalog.hidden_tables(connection) - modelled
     usual = context.run_name_filters
 
@@ -131,26 +133,27 @@ def end(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> Pr
 
 
 def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterator[MigrateOperation]:
-    created = set()
     for operation in operations:
-        if isinstance(operation, CreateTableOp) and _is_ours(operation.to_table()):
+        if isinstance(operation, CreateTableOp) and _is_ours(operation.table_name, operation.columns):
             continue  # an application may read partition_config as a model; it comes with the first policy
         if isinstance(operation, CreateTableOp) and INFO_KEY in operation.info:
-            created.add((operation.schema, operation.table_name))
+            found.created.add(found.key(operation.schema, operation.table_name))
             yield CreatePartitionedTableOp.of(operation, operation.info[INFO_KEY])
         elif isinstance(operation, DropTableOp):
             yield _dropped(operation, found.relation(operation.schema, operation.table_name))
         elif isinstance(operation, ModifyTableOps):
-            key = (operation.schema, operation.table_name)
-            yield from _modified(operation, found.relation(*key), is_new=key in created)
+            is_new = found.key(operation.schema, operation.table_name) in found.created
+            yield from _modified(operation, found.relation(operation.schema, operation.table_name), is_new)
         else:
             yield operation
 
 
-def _is_ours(table: Table) -> bool:
+def _is_ours(name: str, items: Iterable[object]) -> bool:
     """Tell whether a model is of one of our own two tables."""
-    ours = {made.name: made for made in (ddl.config_table(None), ddl.runs_table(None))}.get(table.name)
-    return ours is not None and {c.name for c in ours.columns} <= {c.name for c in table.columns}
+    for ours in (ddl.config_table(None), ddl.runs_table(None)):
+        if name == ours.name:
+            return {c.name for c in ours.columns} <= {item.name for item in items if isinstance(item, Column)}
+    return False
 
 
 def _dropped(operation: DropTableOp, there: Relation) -> MigrateOperation:
@@ -218,7 +221,7 @@ def _found(context: AutogenContext) -> _Found:
             relations = catalog.partitioned_tables(connection, catalog.find_config(connection, told))
         except PartitionError as error:
             raise CommandError(str(error)) from error
-        cache[_KEY] = _Found(relations)
+        cache[_KEY] = _Found(relations, connection.dialect.default_schema_name)
     found: _Found = cache[_KEY]
     return found
 

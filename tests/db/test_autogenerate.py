@@ -139,7 +139,16 @@ RECREATE = """
 """  # noqa: E501
 PASS = "pass"
 
+IN_PUBLIC = CREATE.replace("    policy=", "    schema='public',\n    policy=")
+
 CASES = {
+    "a new model that names the default schema": Case(
+        nothing,
+        lambda: models(day(), sa.Index("by_note", "note", postgresql_concurrently=True), schema="public"),
+        IN_PUBLIC + "    op.create_index('by_note', 'odds', ['note'], unique=False, schema='public')",
+        "    op.drop_index('by_note', table_name='odds', schema='public')\n"
+        "    op.drop_partitioned_table('odds', schema='public')",
+    ),
     "a new model": Case(nothing, lambda: models(day()), CREATE, "    op.drop_partitioned_table('odds')"),
     "a new model with all that hangs on it": Case(
         nothing,

@@ -1,0 +1,113 @@
+"""Budget: `alembic check` takes at most 1.3 times as long with 3,000 partitions as without, and is quiet.
+
+The last line is the same without the plugin, once: what plain autogenerate takes, and proposes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, MetaData, create_engine, text
+
+from alembic_partitions import PartitionPolicy
+from tests.bench.measure import Row, Side, in_turns, setting, show
+from tests.databases import Databases
+
+ROUNDS = setting("BENCH_ROUNDS", 7)
+PLAIN_TABLES = 30
+CHILDREN = (0, 300, setting("BENCH_CHILDREN", 3_000))
+BUDGET = 1.3
+
+# Older days, by SQL alone, committed now and then.
+OLDER_DAYS = """
+DO $$ DECLARE day date; BEGIN
+  FOR n IN 2..{count} + 1 LOOP
+    day := (now() AT TIME ZONE 'UTC')::date - n;
+    EXECUTE format('CREATE TABLE events_%s PARTITION OF events FOR VALUES FROM (%L) TO (%L)',
+                   to_char(day, 'YYYY_MM_DD'), day || ' 00:00+00', (day + 1) || ' 00:00+00');
+    IF n % 100 = 0 THEN COMMIT; END IF;
+  END LOOP;
+END $$
+"""
+
+
+def application() -> MetaData:
+    """Return some plain tables that refer to each other, and one by day with two indexes."""
+    metadata = MetaData()
+    for number in range(PLAIN_TABLES):
+        parent: list[sa.Column[int]] = []
+        if number:
+            parent = [sa.Column("parent", sa.ForeignKey(f"plain_{number - 1}.id"))]
+        sa.Table(
+            f"plain_{number}",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("name", sa.String(80), index=True),
+            *parent,
+        )
+    sa.Table(
+        "events",
+        metadata,
+        sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+        sa.Column("at", sa.DateTime(timezone=True), primary_key=True),
+        sa.Column("kind", sa.Text, index=True),
+        sa.Index("ix_events_at_kind", "at", "kind"),
+        PartitionPolicy("at", premake=0, lookback=1),
+    )
+    return metadata
+
+
+@contextmanager
+def filled(databases: Databases, children: int) -> Iterator[Engine]:
+    database = databases.clone()
+    engine = create_engine(database.url)
+    application().create_all(engine)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if children:
+            connection.execute(text(OLDER_DAYS.format(count=children)))
+        connection.execute(text("VACUUM ANALYZE"))
+    yield engine
+    engine.dispose()
+    databases.drop(database.name)
+
+
+def check(engine: Engine, into: Side, **options: Any) -> int:
+    """Compare as `alembic check` does; return how much was proposed."""
+    metadata = application()
+    with engine.connect() as connection, into.measured():
+        context = MigrationContext.configure(connection, opts={"target_metadata": metadata, **options})
+        proposed = compare_metadata(context, metadata)
+    return len(proposed)
+
+
+def test_autogenerate(databases: Databases) -> None:
+    with ExitStack() as stack:
+        engines = {n: stack.enter_context(filled(databases, n)) for n in CHILDREN}
+        proposed = {n: check(engine, Side()) for n, engine in engines.items()}
+
+        def run(engine: Engine, into: Side) -> None:
+            check(engine, into)
+
+        found = in_turns({str(n): partial(run, engine) for n, engine in engines.items()}, ROUNDS)
+        plain = Side()
+        off = ["alembic.autogenerate.*", "~alembic.autogenerate.partitions"]
+        by_plain = check(engines[CHILDREN[-1]], plain, autogenerate_plugins=off)
+    assert set(proposed.values()) == {0}
+    rows = [
+        Row(
+            f"{n:,} partitions beside {PLAIN_TABLES} tables",
+            found["0"],
+            found[str(n)],
+            BUDGET,
+            (f"{proposed[n]}",),
+        )
+        for n in CHILDREN
+    ]
+    rows.append(Row(f"{CHILDREN[-1]:,}, without the plugin", found["0"], plain, None, (f"{by_plain:,}",)))
+    show("alembic check", databases.describe(), rows, ("proposed",))
