@@ -130,6 +130,7 @@ def test_other_databases_and_printed_sql_are_left_alone() -> None:
     sqlite = sa.create_engine("sqlite://")
     everything().create_all(sqlite)
     everything().drop_all(sqlite)
+    sqlite.dispose()
     printed: list[str] = []
 
     def note(statement: Any, *args: Any, **kw: Any) -> None:
