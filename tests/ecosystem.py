@@ -13,6 +13,7 @@ import sys
 import tarfile
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import URL, NullPool, create_engine, make_url
 
@@ -78,7 +79,8 @@ def alembics_own(folder: Path, server: URL) -> int:
         wanted = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "alembic"]
         subprocess.run([*wanted, "-d", folder, source.replace("-", "==", 1)], check=True)
         with tarfile.open(folder / f"{source}.tar.gz") as archive:
-            archive.extractall(folder, filter="data")
+            safely: Any = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # since 3.11.4
+            archive.extractall(folder, **safely)
     administer(server, "DROP DATABASE IF EXISTS alembics", "CREATE DATABASE alembics TEMPLATE template0")
     database = server.set(database="alembics")
     administer(database, *PREPARED)

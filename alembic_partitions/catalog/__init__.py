@@ -1,0 +1,50 @@
+"""Every read of pg_catalog and of our two tables.
+
+The session's TimeZone and DateStyle decide how PostgreSQL prints a bound (``pg_get_expr``), so bounds are
+read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :func:`utc_settings` for a
+stretch of somebody else's.
+"""
+
+from .reads import (
+    Blocker,
+    Snapshot,
+    blockers,
+    config_schemas,
+    describe_table,
+    find_config,
+    hidden_tables,
+    meant,
+    names_in_use,
+    notice,
+    partitioned_tables,
+    partitions_of,
+    read_key,
+    read_snapshot,
+    resolve,
+    schema_exists,
+    standing,
+    utc_settings,
+    with_partitions,
+)
+
+__all__ = [
+    "Blocker",
+    "Snapshot",
+    "blockers",
+    "config_schemas",
+    "describe_table",
+    "find_config",
+    "hidden_tables",
+    "meant",
+    "names_in_use",
+    "notice",
+    "partitioned_tables",
+    "partitions_of",
+    "read_key",
+    "read_snapshot",
+    "resolve",
+    "schema_exists",
+    "standing",
+    "utc_settings",
+    "with_partitions",
+]

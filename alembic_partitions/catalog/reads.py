@@ -1,0 +1,291 @@
+"""The reading itself: a question, and its answer as values of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pytz
+from sqlalchemy import Connection, and_, column, func, select, table, true
+from sqlalchemy.engine import Row
+
+from alembic_partitions.compare import Relation
+from alembic_partitions.errors import ConfigurationError
+from alembic_partitions.periods import KeyType, KeyValue
+from alembic_partitions.plan import (
+    CONFIG_MARK,
+    PARENT_LOCK_CLASS,
+    PARTITION_MARK,
+    RUNS_MARK,
+    ManagedTable,
+    Partition,
+    Refusal,
+)
+from alembic_partitions.policy import PartitionPolicy
+
+from . import queries
+from .values import fitted, managed_table, partition_of
+
+CONFIG_TABLE = "partition_config"
+
+_SETTINGS = ("TimeZone", "DateStyle")
+_UTC_AND_ISO = ("UTC", "ISO, YMD")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything managed, as one transaction saw it."""
+
+    config_schema: str
+    now: datetime
+    in_recovery: bool
+    user: str
+    tables: tuple[ManagedTable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """A session that holds what ATTACH needs. ``pid`` is ``None`` for a prepared transaction."""
+
+    pid: int | None
+    mode: str
+    relation: str
+    application: str | None
+
+    def __str__(self) -> str:
+        who = "a prepared transaction" if self.pid is None else f"process {self.pid}"
+        name = f" ({self.application})" if self.application else ""
+        return f"{who}{name} holds {self.mode} on {self.relation}"
+
+
+def find_config(connection: Connection, schema: str | None = None, bounded: bool = False) -> str | None:
+    """Return the schema of our partition_config, or ``None`` where there is none.
+
+    :param bounded: let no later read of this transaction wait for a lock longer than two seconds.
+    :raises ConfigurationError: there are two and ``schema`` names neither, or the one in ``schema`` is
+        somebody else's.
+    """
+    found = connection.execute(queries.FIND_CONFIG, {"bounded": bounded}).all()
+    ours = _marked(found)
+    if schema is not None:
+        if schema in ours:
+            return schema
+        if any(row.schema == schema for row in found):
+            raise ConfigurationError(
+                problem=f"in schema {schema!r} is not ours: it lacks our mark",
+                remedy="Keep ours in another schema: set ALEMBIC_PARTITIONS_SCHEMA, schema=, or"
+                " alembic_partitions_schema in alembic.ini.",
+            )
+        return None
+    if len(ours) > 1:
+        raise ConfigurationError(
+            problem="exists twice: in " + " and ".join(f"schema {name!r}" for name in ours),
+            remedy="Name the one you mean: ALEMBIC_PARTITIONS_SCHEMA, or schema=.",
+        )
+    return ours[0] if ours else None
+
+
+def config_schemas(connection: Connection) -> list[str]:
+    """Return every schema that holds a partition_config of ours."""
+    return _marked(connection.execute(queries.FIND_CONFIG, {"bounded": False}).all())
+
+
+def _marked(found: Sequence[Row[Any]]) -> list[str]:
+    return [row.schema for row in found if row.mark == CONFIG_MARK]
+
+
+def schema_exists(connection: Connection, schema: str) -> bool:
+    """Tell whether there is a schema of that name."""
+    return connection.execute(queries.SCHEMA_EXISTS, {"schema": schema}).scalar() is not None
+
+
+def read_snapshot(
+    connection: Connection,
+    config_schema: str,
+    tables: Collection[str] | None = None,
+    partitions: bool = True,
+) -> Snapshot:
+    """Read what is managed, in two statements; needs a transaction of its own (it sets TimeZone for it).
+
+    :param tables: only those of these names, plain or ``schema.name``.
+    :param partitions: ``False`` reads none: one statement, and :func:`with_partitions` can follow.
+    """
+    fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
+    names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
+    config = table(CONFIG_TABLE, *map(column, names), schema=config_schema)
+    session = select(
+        func.now().label("now"),
+        func.pg_is_in_recovery().label("in_recovery"),
+        func.current_user().label("user"),
+        *(func.set_config(name, value, true()) for name, value in zip(_SETTINGS, _UTC_AND_ISO, strict=True)),
+    ).subquery("session")
+    parents = queries.PARENTS.subquery("parents")
+    same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
+    rows = connection.execute(
+        select(session.c.now, session.c.in_recovery, session.c.user, config, parents)
+        .select_from(session.outerjoin(config, true()).outerjoin(parents, same))
+        .order_by(config.c.table_schema, config.c.table_name)
+    ).all()
+    found = [managed_table(row, fields) for row in rows if row.table_name is not None]
+    if tables is not None:
+        found = [t for t in found if t.name in tables or str(t) in tables]
+    first = rows[0]
+    complete = with_partitions(connection, found) if partitions else found
+    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(complete))
+
+
+def with_partitions(
+    connection: Connection, tables: Sequence[ManagedTable], names: Collection[str] | None = None
+) -> Iterator[ManagedTable]:
+    """Yield the tables with their partitions filled in; under the settings of :func:`utc_settings`.
+
+    :param names: only the partitions of these names.
+    """
+    known = {t.oid: t for t in tables if t.oid is not None and t.problem is None}
+    children: dict[int, list[Partition]] = {oid: [] for oid in known}
+    if known:
+        query = queries.PARTITIONS
+        wanted: dict[str, list[Any]] = {"parents": list(known)}
+        if names is not None:
+            query, wanted = queries.NAMED_PARTITIONS, {**wanted, "names": list(names)}
+        for row in connection.execute(query, wanted):
+            children[row.parent].append(partition_of(row, known[row.parent].key_type))
+    for item in tables:
+        parts = children.get(item.oid) if item.oid is not None else None
+        yield item if parts is None else dataclasses.replace(item, partitions=tuple(parts))
+
+
+def describe_table(connection: Connection, schema: str, name: str, policy: PartitionPolicy) -> ManagedTable:
+    """Read one table and its partitions as ``policy`` sees them, whether or not it is configured."""
+    parents = queries.PARENTS.subquery("parents")
+    row = connection.execute(
+        select(parents).where(parents.c.schema == schema, parents.c.name == name)
+    ).one_or_none()
+    found = (
+        fitted(row, policy) if row else ManagedTable(schema, name, policy, problem=(Refusal.NO_TABLE, name))
+    )
+    with utc_settings(connection):
+        return next(with_partitions(connection, [found]))
+
+
+@contextmanager
+def utc_settings(connection: Connection) -> Iterator[None]:
+    """Read bounds under UTC and ISO inside a transaction that is not ours, and put its settings back."""
+    before = connection.execute(select(*(func.current_setting(name) for name in _SETTINGS))).one()
+    # In autocommit a LOCAL setting would be gone with its own statement. The connection's own isolation level
+    # says READ COMMITTED there too.
+    local = not getattr(connection.connection.dbapi_connection, "autocommit", False)
+
+    def put(values: Sequence[Any]) -> None:
+        named = zip(_SETTINGS, values, strict=True)
+        connection.execute(select(*(func.set_config(name, value, local) for name, value in named)))
+
+    put(_UTC_AND_ISO)
+    try:
+        yield
+    except BaseException:
+        if not local:  # a transaction that is rolled back takes its settings along
+            put(before)
+        raise
+    put(before)
+
+
+def names_in_use(connection: Connection, schema: str, names: Collection[str]) -> set[str]:
+    """Return which of ``names`` are taken in ``schema``."""
+    rows = connection.execute(queries.NAMES_IN_USE, {"schema": schema, "names": list(names)})
+    return set(rows.scalars())
+
+
+def standing(connection: Connection, schema: str, child: str, parent: str) -> tuple[bool, int | None]:
+    """Tell whether a relation called ``child`` stands, and return the OID of ``parent``."""
+    row = connection.execute(queries.STANDING, {"schema": schema, "child": child, "parent": parent}).one()
+    return row.child, row.parent
+
+
+def partitions_of(connection: Connection, table: ManagedTable) -> tuple[Partition, ...]:
+    """Read the partitions of one table anew."""
+    with utc_settings(connection):
+        return next(with_partitions(connection, [table])).partitions
+
+
+def blockers(connection: Connection, parent_oid: int) -> list[Blocker]:
+    """Return who holds a lock that making a partition of that parent has to wait for."""
+    rows = connection.execute(queries.BLOCKERS, {"parent": parent_oid, "turn": PARENT_LOCK_CLASS})
+    return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
+
+
+def meant(connection: Connection, name: str = "") -> Row[Any]:
+    """Return ``default_schema``, ``table_schema`` and ``config_schema`` as the search_path has them."""
+    return connection.execute(queries.MEANT, {"name": name, "mark": CONFIG_MARK}).one()
+
+
+def notice(connection: Connection, partition_oid: int) -> None:
+    """Make a session's open transaction see a partition committed since, prepared statements included.
+
+    PostgreSQL reads what others changed only when it takes a new lock or looks something up; asking for the
+    partition's size is a look-up that any role may make.
+    """
+    connection.execute(queries.SIZE, {"oid": partition_oid})
+
+
+def read_key(
+    connection: Connection, printed: str, key_type: KeyType, date_style: str, time_zone: str
+) -> KeyValue:
+    """Read a key as a session with these settings prints it; needs a transaction of its own."""
+    for name, value in (("DateStyle", date_style), ("TimeZone", time_zone)):
+        connection.execute(select(func.set_config(name, value, true())))
+    found = datetime.fromisoformat(
+        connection.execute(queries.READ_KEY[key_type], {"printed": printed}).scalar_one()
+    )
+    if key_type == "date":
+        return found.date()
+    return found.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else found
+
+
+def resolve(connection: Connection, schema: str | None, name: str) -> int | None:
+    """Return the OID that a table name means on this connection, whose search_path may be a tenant's."""
+    oid: int | None = connection.execute(queries.RESOLVE, {"schema": schema, "name": name}).scalar()
+    return oid
+
+
+def hidden_tables(connection: Connection) -> set[tuple[str | None, str]]:
+    """Return the tables that are no model's business, by schema and name; visible ones by name alone, too."""
+    marks = {"partition": PARTITION_MARK, "config": CONFIG_MARK, "runs": RUNS_MARK}
+    return {key for row in connection.execute(queries.HIDDEN, marks) for key in _keys(row)}
+
+
+def partitioned_tables(
+    connection: Connection, config_schema: str | None
+) -> dict[tuple[str | None, str], Relation]:
+    """Return the partitioned tables with what migrations declared of them, by schema and name; visible ones
+    by name alone, too."""
+    declared: dict[tuple[str, str], Any] = {}
+    if config_schema is not None:
+        config = table(
+            CONFIG_TABLE, *map(column, ("table_schema", "table_name", "declared")), schema=config_schema
+        )
+        for row in connection.execute(select(config)):
+            # asyncpg hands out jsonb as text without a type.
+            value = json.loads(row.declared) if isinstance(row.declared, str) else row.declared
+            declared[row.table_schema, row.table_name] = value
+    return {
+        key: Relation(
+            partition_by=row.partition_by,
+            strategy=row.strategy,
+            key=row.key,
+            primary_key=frozenset(json.loads(row.primary_key or "[]")),
+            has_partitions=row.has_partitions,
+            declared=declared.get((row.schema, row.name)),
+        )
+        for row in connection.execute(queries.PARTITIONED)
+        for key in _keys(row)
+    }
+
+
+def _keys(row: Row[Any]) -> list[tuple[str | None, str]]:
+    return [(row.schema, row.name), *([(None, row.name)] if row.visible else [])]

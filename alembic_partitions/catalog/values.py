@@ -1,0 +1,108 @@
+"""Rows of the catalog as values of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from typing import Any
+
+import pytz
+from sqlalchemy.engine import Row
+
+from alembic_partitions.errors import PolicyError
+from alembic_partitions.periods import KeyType, KeyValue, iso_time
+from alembic_partitions.plan import ManagedTable, Partition, Refusal, Traits
+from alembic_partitions.policy import PartitionPolicy
+
+_BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
+_KEY_TYPES: Mapping[str, KeyType] = {
+    "timestamp with time zone": "timestamptz",
+    "timestamp without time zone": "timestamp",
+    "date": "date",
+}
+
+
+def managed_table(row: Row[Any], fields: Sequence[str]) -> ManagedTable:
+    """Return a row of partition_config with what the catalog says of its table."""
+    mapping = row._mapping
+    values = {name: mapping["partition_key" if name == "key" else name] for name in fields}
+    if isinstance(values["storage_parameters"], str):  # asyncpg hands out jsonb as text without a type
+        values["storage_parameters"] = json.loads(values["storage_parameters"])
+    values["day_start"] = f"{values['day_start']:%H:%M}"
+    try:
+        policy = PartitionPolicy.from_dict(values)
+    except PolicyError as error:
+        return ManagedTable(row.table_schema, row.table_name, problem=(Refusal.UNFIT, str(error)))
+    if row.oid is None:
+        where = f"{row.table_schema}.{row.table_name}"
+        return ManagedTable(row.table_schema, row.table_name, policy, problem=(Refusal.NO_TABLE, where))
+    return fitted(row, policy)
+
+
+def fitted(row: Row[Any], policy: PartitionPolicy) -> ManagedTable:
+    """Hold a table against its policy: what cannot be worked on says why."""
+    found = ManagedTable(row.schema, row.name, policy, oid=row.oid)
+    if row.kind != "p":
+        why = "it is not a partitioned table"
+    elif row.strategy != "r":
+        why = f"it is partitioned by {'LIST' if row.strategy == 'l' else 'HASH'}, not by RANGE"
+    elif row.natts != 1 or row.key != policy.key:
+        by = "an expression" if row.key is None else f"column {row.key!r}" + (" and more" * (row.natts > 1))
+        why = f"it is partitioned by {by}, the policy by column {policy.key!r}"
+    elif row.type not in _KEY_TYPES:
+        why = f"its key {row.key!r} is of type {row.type}; use timestamptz, timestamp or date"
+    else:
+        try:
+            policy.grid(_KEY_TYPES[row.type])
+        except PolicyError as error:
+            why = str(error)
+        else:
+            return dataclasses.replace(
+                found, key_type=_KEY_TYPES[row.type], traits=_traits(row), precision=row.precision
+            )
+    return dataclasses.replace(found, problem=(Refusal.UNFIT, f"{row.schema}.{row.name}: {why}"))
+
+
+def _traits(row: Row[Any]) -> Traits:
+    return Traits(
+        owner=row.owner,
+        replica_identity=row.replica_identity,
+        row_security=row.row_security,
+        statistics=tuple((name, target) for name, target in json.loads(row.statistics or "[]")),
+        access_method=row.access_method,
+        tablespace=row.tablespace_of_parent,
+        exclusions=row.exclusions,
+        key_tables=tuple(json.loads(row.key_tables or "[]")),
+    )
+
+
+def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:
+    """Return a partition with its bounds as key values."""
+    if row.bound == "DEFAULT":
+        return Partition(row.oid, row.schema, row.name, None, None, True, row.detach_pending)
+    match = _BOUND.fullmatch(row.bound)
+    assert match is not None, row.bound  # RANGE over one column, or fitted() refused
+    assert key_type is not None
+    lower = _value(match["lower"], key_type, upper=False)
+    upper = _value(match["upper"], key_type, upper=True)
+    return Partition(row.oid, row.schema, row.name, lower, upper, False, row.detach_pending)
+
+
+def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:
+    """Read a bound as PostgreSQL prints it under UTC and ISO; beyond Python's years 1 to 9999 it is open."""
+    digits = printed.strip("'")
+    early = printed == "MINVALUE" or digits == "-infinity" or digits.endswith(" BC")
+    late = printed == "MAXVALUE" or digits == "infinity" or digits.find("-", 1) > 4
+    if early or late:
+        if early != upper:
+            return None
+        end = datetime.min if early else datetime.max  # an empty stretch at that end of the calendar
+        zoned = end.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else end
+        return end.date() if key_type == "date" else zoned
+    if key_type == "date":
+        return date.fromisoformat(digits)
+    value = iso_time(digits)
+    return value.astimezone(pytz.utc) if key_type == "timestamptz" else value

@@ -1,0 +1,72 @@
+"""What every statement of ours is, and how names and texts get into it: quoted, in the last step."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, String, Text, literal, literal_column
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.schema import ExecutableDDLElement
+from sqlalchemy.sql.compiler import DDLCompiler
+
+from alembic_partitions.periods import KeyType, KeyValue
+
+# Statements are written without a driver's placeholders, so "%" stays as it is: what is printed is what is
+# sent. standard_conforming_strings is on since PostgreSQL 9.1.
+DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
+DIALECT._backslash_escapes = False  # noqa: SLF001
+quote = DIALECT.identifier_preparer.quote
+
+
+class Element(ExecutableDDLElement):
+    """One statement. ``str(element)`` is what the server gets."""
+
+    inherit_cache = False
+
+    def sql(self) -> str:
+        """Return the statement, quoted."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return self.sql()
+
+
+@compiles(Element, "postgresql")
+def _compile(element: Element, compiler: DDLCompiler, **kw: Any) -> str:
+    # Drivers with %-placeholders halve each "%%" again on the way out.
+    doubled: bool = compiler.preparer._double_percents  # noqa: SLF001
+    return element.sql().replace("%", "%%") if doubled else element.sql()
+
+
+def quoted_text(value: str) -> str:
+    """Write a text as a literal."""
+    return str(literal(value, String()).compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
+
+
+def text_literal(value: str) -> ColumnElement[str]:
+    """Write a text into a statement. With --sql SQLAlchemy 2.0 would double each backslash: it cannot ask the
+    server for standard_conforming_strings, and takes the answer of PostgreSQL 9.0."""
+    return literal_column(quoted_text(value), Text())
+
+
+def qualified(schema: str | None, name: str) -> str:
+    """Write a table's name, quoted where PostgreSQL needs it."""
+    return f"{quote(schema)}.{quote(name)}" if schema else str(quote(name))
+
+
+def do_block(body: str) -> str:
+    """Write a PL/pgSQL block, in dollar quotes that no name inside can close."""
+    tag = "$alembic_partitions$"
+    while tag in body:
+        tag = f"{tag[:-1]}_$"
+    return f"DO {tag}\n{body}END {tag}"
+
+
+def bound_literal(value: KeyValue, key_type: KeyType) -> str:
+    """Write a bound: an absolute instant (``+00``) for timestamptz, so no session's TimeZone can move it."""
+    if not isinstance(value, datetime):
+        return quoted_text(value.isoformat())
+    text = value.replace(tzinfo=None).isoformat(sep=" ")
+    return quoted_text(f"{text}+00" if key_type == "timestamptz" else text)
