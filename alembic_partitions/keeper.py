@@ -43,7 +43,7 @@ logger = logging.getLogger("alembic_partitions")
 #: what a log handler of the user's does on the same engine meanwhile must not wait for us.
 _inside: ContextVar[bool] = ContextVar("alembic_partitions_inside", default=False)
 
-# After a look that failed the next one comes sooner than ``refresh``, in seconds.
+# After a look that failed the next one comes sooner than ``refresh``, in seconds; doubling.
 _SOON = 10.0
 # How long a pending window is left alone after a try in vain, in seconds, doubling.
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.05, 1.0
@@ -96,6 +96,7 @@ class Keeper:
         self._ddl_engine = None if ddl_url is None else _ddl_engine(engine, ddl_url, self._wait)
         self._turn = Turn(engine.dialect.is_async)
         self._due = 0.0
+        self._soon = _SOON / 2
         self._pending: dict[int, set[KeyValue]] = {}
         # Threads or tasks that were told to come back.
         self._told: set[int] = set()
@@ -151,7 +152,11 @@ class Keeper:
                 with self._guarded(), self._side() as side:
                     self._look(side, give_up_at)
             finally:
-                self._due = time.monotonic() + (min(_SOON, self._refresh) if self._error else self._refresh)
+                # What stays wrong is looked at less and less often, down to ``refresh``.
+                self._soon = min(self._soon * 2, self._refresh) if self._error else _SOON / 2
+                self._due = time.monotonic() + (
+                    min(self._soon, self._refresh) if self._error else self._refresh
+                )
 
     def look(
         self,
