@@ -196,6 +196,12 @@ class Keeper:
             keys = {key for key in keys if (known.oid, _begin(known, key)) not in self._to_default}
             if not keys:
                 return
+        if believe and known.oid in self._pending:
+            # It could not be made when this transaction began. One that holds what is needed is in the way of
+            # the others who try: it lets go at once, without a look from a second connection.
+            mine = catalog.blockers(connection, known.oid, ours=True)
+            if mine:
+                raise self._pend(known, keys, "; ".join(map(str, mine)))
         pid, give_up_at = backend_pid(connection), time.monotonic() + self._wait
         self._callers.add(pid)
         try:
@@ -232,13 +238,13 @@ class Keeper:
                 del self._pending[oid]
                 known = self.knowledge.by_oid(oid)
                 if known is not None:
-                    self._settle_table(known, keys, give_up_at)
+                    self._settle_table(known, keys, give_up_at, came_back=patience > 0)
 
-    def _settle_table(self, known: Known, keys: set[KeyValue], give_up_at: float) -> None:
+    def _settle_table(self, known: Known, keys: set[KeyValue], give_up_at: float, came_back: bool) -> None:
         try:
             # Others' windows: whose transaction begins or ends here must not be told of a failure.
             with self._guarded(may_raise=False), self._side() as side:
-                self._make_windows(side, known, keys, give_up_at)
+                self._make_windows(side, known, keys, give_up_at, _FOR_COMPETITORS if came_back else 0.0)
             self._back_off = _FIRST_BACK_OFF
         except LockNotAvailable as error:
             logger.info("still waiting to make partitions of %s: %s", known.table, error)

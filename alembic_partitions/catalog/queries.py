@@ -114,7 +114,7 @@ SELECT l.pid AS pid, l.mode AS mode, l.relation::regclass::text AS relation, a.a
 FROM pg_locks l
 JOIN needed ON needed.relation = l.relation AND l.mode = ANY (needed.conflicts)
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-WHERE l.locktype = 'relation' AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
+WHERE l.locktype = 'relation' AND l.granted AND coalesce(l.pid = pg_backend_pid(), false) = :ours
   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
   -- Whoever has the turn to make partitions of it is no blocker, but done in a moment; a migration, whose
   -- transaction goes on, is one.

@@ -213,9 +213,13 @@ def partitions_of(connection: Connection, table: ManagedTable) -> tuple[Partitio
         return next(with_partitions(connection, [table])).partitions
 
 
-def blockers(connection: Connection, parent_oid: int) -> list[Blocker]:
-    """Return who holds a lock that making a partition of that parent has to wait for."""
-    rows = connection.execute(queries.BLOCKERS, {"parent": parent_oid, "turn": PARENT_LOCK_CLASS})
+def blockers(connection: Connection, parent_oid: int, ours: bool = False) -> list[Blocker]:
+    """Return who holds a lock that making a partition of that parent has to wait for.
+
+    :param ours: of this very session, not of the others.
+    """
+    values = {"parent": parent_oid, "turn": PARENT_LOCK_CLASS, "ours": ours}
+    rows = connection.execute(queries.BLOCKERS, values)
     return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
 
 
