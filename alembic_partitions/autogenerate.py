@@ -23,9 +23,10 @@ from alembic.operations.ops import (
     ModifyTableOps,
 )
 from alembic.util import CommandError, PriorityDispatchResult
-from sqlalchemy import Column, Table
+from sqlalchemy import Column, ForeignKeyConstraint, Table
 
-from . import catalog, ddl, maintenance
+from . import catalog, ddl
+from .catalog import TableKey
 from .compare import Alter, Relation, Remark, compare
 from .errors import PartitionError
 from .operations import AlterPartitionPolicyOp, CreatePartitionedTableOp, DropPartitionedTableOp
@@ -52,8 +53,14 @@ class PartitionRemarkOp(MigrateOperation):
         self.alone = False
 
     def reverse(self) -> PartitionRemarkOp:
-        """Return the operation that undoes this one: nothing was done."""
-        return PartitionRemarkOp(self.table_name, self.schema, None)
+        """Return the operation that undoes this one: nothing was done, unless its line was taken in."""
+        back = None
+        if self.remark is not None and self.remark.alter is not None:
+            alter = Alter(self.remark.alter.existing, self.remark.alter.changes)
+            back = Remark("what takes the line back that is commented out above:", "", alter)
+        reverse = PartitionRemarkOp(self.table_name, self.schema, back)
+        reverse.alone = self.alone
+        return reverse
 
     def to_diff_tuple(self) -> tuple[str, str | None, str, str]:
         """Return the difference as autogenerate reports it."""
@@ -70,15 +77,17 @@ def _nothing(operations: Operations, operation: PartitionRemarkOp) -> None:
 class _Found:
     """What one comparison found out, and what it adds to the migration."""
 
-    relations: Mapping[tuple[str | None, str], Relation]
+    relations: Mapping[TableKey, Relation]
+    inherited_keys: Mapping[TableKey, set[str]]
     default_schema: str | None
+    ours: set[TableKey] = field(default_factory=set)
     added: list[MigrateOperation] = field(default_factory=list)
-    created: set[tuple[str | None, str]] = field(default_factory=set)
+    created: set[TableKey] = field(default_factory=set)
 
     def relation(self, schema: str | None, name: str) -> Relation:
         return self.relations.get((schema, name), Relation())
 
-    def key(self, schema: str | None, name: str) -> tuple[str | None, str]:
+    def key(self, schema: str | None, name: str) -> TableKey:
         """Return what Alembic calls a table: the default schema goes without saying."""
         return None if schema == self.default_schema else schema, name
 
@@ -87,14 +96,20 @@ def begin(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> 
     """Leave partitions out before anything of them is reflected."""
     connection = context.connection
     assert connection is not None
-    key = _found(context).key
-    modelled = {key(t.schema, t.name) for t in context.sorted_tables if not _is_ours(t.name, t.columns)}
-    hidden = catalog.hidden_tables(connection) - modelled
-    usual = context.run_name_filters
+    found, usual = _found(context), context.run_name_filters
+    partitions, found.ours = catalog.hidden_tables(connection)
+    # A partition may be a model of its own; our tables are nobody's to change.
+    hidden = partitions - {found.key(t.schema, t.name) for t in context.sorted_tables} | found.ours
 
     def run_name_filters(name: str | None, type_: Any, parent_names: Any) -> bool:
-        is_hidden = type_ == "table" and (parent_names.get("schema_name"), name) in hidden
-        return not is_hidden and usual(name, type_, parent_names)
+        schema = parent_names.get("schema_name")
+        if type_ == "table" and (schema, name) in hidden:
+            return False
+        if type_ == "foreign_key_constraint":
+            inherited = found.inherited_keys.get((schema, parent_names.get("table_name")), ())
+            if name in inherited:
+                return False
+        return usual(name, type_, parent_names)
 
     context.run_name_filters = run_name_filters  # type: ignore[method-assign]
     return PriorityDispatchResult.CONTINUE
@@ -134,12 +149,13 @@ def end(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> Pr
 
 def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterator[MigrateOperation]:
     for operation in operations:
-        if isinstance(operation, CreateTableOp) and _is_ours(operation.table_name, operation.columns):
+        if isinstance(operation, CreateTableOp) and _is_ours(operation, found):
             continue  # an application may read partition_config as a model; it comes with the first policy
         if isinstance(operation, CreateTableOp) and INFO_KEY in operation.info:
             found.created.add(found.key(operation.schema, operation.table_name))
             yield CreatePartitionedTableOp.of(operation, operation.info[INFO_KEY])
         elif isinstance(operation, DropTableOp):
+            _forget_keys(operation, found.inherited_keys.get((operation.schema, operation.table_name), set()))
             yield _dropped(operation, found.relation(operation.schema, operation.table_name))
         elif isinstance(operation, ModifyTableOps):
             is_new = found.key(operation.schema, operation.table_name) in found.created
@@ -148,12 +164,27 @@ def _put_right(operations: Iterable[MigrateOperation], found: _Found) -> Iterato
             yield operation
 
 
-def _is_ours(name: str, items: Iterable[object]) -> bool:
-    """Tell whether a model is of one of our own two tables."""
+def _is_ours(operation: CreateTableOp, found: _Found) -> bool:
+    """Tell whether a model is of one of our own two tables: that stands, or looks like one."""
+    if found.key(operation.schema, operation.table_name) in found.ours:
+        return True
+    names = {item.name for item in operation.columns if isinstance(item, Column)}
     for ours in (ddl.config_table(None), ddl.runs_table(None)):
-        if name == ours.name:
-            return {c.name for c in ours.columns} <= {item.name for item in items if isinstance(item, Column)}
+        if operation.table_name == ours.name:
+            columns = {column.name for column in ours.columns}
+            return names <= columns or columns <= names
     return False
+
+
+def _forget_keys(operation: DropTableOp, names: set[str]) -> None:
+    """Leave the foreign keys to partitions out of what the downgrade creates again."""
+    recreate = operation._reverse  # noqa: SLF001  # where Alembic keeps it
+    if recreate is not None and names:
+        recreate.columns = [
+            item
+            for item in recreate.columns
+            if not (isinstance(item, ForeignKeyConstraint) and item.name in names)
+        ]
 
 
 def _dropped(operation: DropTableOp, there: Relation) -> MigrateOperation:
@@ -216,12 +247,11 @@ def _found(context: AutogenContext) -> _Found:
     assert connection is not None
     if _KEY not in cache:
         try:
-            told = maintenance.config_home(context.migration_context)
-            told = told or catalog.meant(connection).config_schema
-            relations = catalog.partitioned_tables(connection, catalog.find_config(connection, told))
+            relations = catalog.partitioned_tables(connection)
         except PartitionError as error:
             raise CommandError(str(error)) from error
-        cache[_KEY] = _Found(relations, connection.dialect.default_schema_name)
+        inherited = catalog.inherited_keys(connection)
+        cache[_KEY] = _Found(relations, inherited, connection.dialect.default_schema_name)
     found: _Found = cache[_KEY]
     return found
 
@@ -231,13 +261,10 @@ def _found(context: AutogenContext) -> _Found:
 
 @renderers.dispatch_for(PartitionRemarkOp)
 def _render_remark(context: AutogenContext, operation: PartitionRemarkOp) -> list[str]:
-    remark = operation.remark
-    if remark is None:
-        return []
-    lines = [
-        *textwrap.wrap(f"alembic_partitions: {remark.problem}", _WIDTH),
-        *textwrap.wrap(remark.remedy, _WIDTH),
-    ]
-    if remark.alter is not None:
+    remark, lines = operation.remark, list[str]()
+    if remark is not None:
+        lines += textwrap.wrap(f"alembic_partitions: {remark.problem}", _WIDTH)
+        lines += textwrap.wrap(remark.remedy, _WIDTH)
+    if remark is not None and remark.alter is not None:
         lines.append(render_op_text(context, _altered(operation.table_name, operation.schema, remark.alter)))
     return [f"# {line}" for line in lines] + ["pass"] * operation.alone

@@ -73,6 +73,10 @@ class Remark:
     alter: Alter | None = None
 
 
+# A PARTITION BY of columns alone.
+_NAME = r'"((?:[^"]|"")+)"|(\w+)'
+_PLAIN = re.compile(rf"\s*(?P<by>\w+)\s*\(\s*(?P<on>(?:{_NAME})(?:\s*,\s*(?:{_NAME}))*)\s*\)\s*")
+
 Difference: TypeAlias = "Declare | Alter | Remark"
 
 
@@ -179,7 +183,7 @@ def _without_policy(table: Table, found: Relation | None) -> list[Difference]:
                 " its model.",
             )
         ]
-    if said is not None and _bare(said) != _bare(found.partition_by or ""):
+    if said is not None and _differ(said, found.partition_by):
         there = f"partitioned by {found.partition_by}" if found.partition_by else "a plain table"
         return [
             Remark(
@@ -191,6 +195,18 @@ def _without_policy(table: Table, found: Relation | None) -> list[Difference]:
     return []
 
 
-def _bare(partition_by: str) -> str:
-    """Return a PARTITION BY clause without what makes no difference: case, quotes, blanks."""
-    return re.sub(r'[\s"]+', "", partition_by).lower()
+def _differ(said: str, there: str | None) -> bool:
+    """Tell whether a model's own PARTITION BY is another than the database's, as far as that can be told.
+
+    PostgreSQL prints expressions in words of its own: of those the strategy alone is compared.
+    """
+    if there is None:
+        return True
+    ours, theirs = _PLAIN.fullmatch(said), _PLAIN.fullmatch(there)
+    if ours is None or theirs is None:
+        return said.split("(", maxsplit=1)[0].strip().lower() != there.split("(")[0].strip().lower()
+    return ours["by"].lower() != theirs["by"].lower() or _names(ours["on"]) != _names(theirs["on"])
+
+
+def _names(columns: str) -> list[str]:
+    return [quoted or plain.lower() for quoted, plain in re.findall(_NAME, columns)]

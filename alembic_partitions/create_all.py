@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, MetaData, Table, event
@@ -61,6 +62,8 @@ def _after_create(table: Table, connection: Any, **kw: Any) -> None:
 def _before_drop(table: Table, connection: Any, **kw: Any) -> None:
     if _is_ours(table, connection):
         schema = _schema(table, connection)
+        # While it stands: without a schema its name leads to it, wherever on the search_path that is.
+        connection.info[_dropping(table)] = _door(connection).schema_of(schema, table.name)
         connection.execute(ddl.DetachForeign(schema, table.name))
         connection.execute(ddl.FreeSequences(schema, table.name))
 
@@ -68,10 +71,13 @@ def _before_drop(table: Table, connection: Any, **kw: Any) -> None:
 def _after_drop(table: Table, connection: Any, **kw: Any) -> None:
     if not _is_ours(table, connection):
         return
-    home = config_schema(connection, None)
+    schema, home = connection.info.pop(_dropping(table), None), config_schema(connection, None)
     if home is not None:
-        door = _door(connection)
-        forget(door, home, door.schema_of(_schema(table, connection)), table.name)
+        forget(_door(connection), home, schema, table.name)
+
+
+def _dropping(table: Table) -> str:
+    return f"alembic_partitions.dropping.{table.fullname}"
 
 
 def _is_ours(table: Table, connection: Any) -> bool:
@@ -84,8 +90,10 @@ def _is_ours(table: Table, connection: Any) -> bool:
 
 
 def _door(connection: Connection) -> Door:
+    # Where our tables are is known: no schema_translate_map of the application's applies to them.
+    as_it_stands: Any = {"schema_translate_map": {}}
     return Door(
-        execute=connection.execute,
+        execute=partial(connection.execute, execution_options=as_it_stands),
         connection=connection,
         told=os.environ.get(SCHEMA_VARIABLE) or None,
         remark=lambda text: None,

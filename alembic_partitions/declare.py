@@ -82,12 +82,11 @@ def declare(
             **values,
         )
     )
-    door.execute(
-        target.on_conflict_do_update(
-            index_elements=["table_schema", "table_name"],
-            set_={name: target.excluded[name] for name in (*values, "declared")},
-        )
+    upsert = target.on_conflict_do_update(
+        index_elements=["table_schema", "table_name"],
+        set_={name: target.excluded[name] for name in (*values, "declared")},
     )
+    door.execute(upsert)
     run_steps(door, _first_windows(door, schema, name, policy, key_type))
 
 

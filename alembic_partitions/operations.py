@@ -6,6 +6,7 @@ connection and transaction, and print with ``--sql`` what they would send.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Container, Mapping, Sequence
 from datetime import date
@@ -425,6 +426,18 @@ def _drop_partitions(operations: Operations, operation: DropPartitionsOp) -> Non
 
 
 # -- how they are written into a migration ---------------------------------------------------------------
+
+
+_usual: Any = renderers.dispatch(CreateTableOp)
+
+
+@renderers.dispatch_for(CreateTableOp, replace=True)
+def _render_plain_create(context: AutogenContext, operation: CreateTableOp) -> str:
+    """Leave the policy out of ``info=``, where its class is not imported: on another database than
+    PostgreSQL, or with our part of autogenerate turned off."""
+    plain = copy.copy(operation)
+    plain.info = {name: value for name, value in operation.info.items() if name != INFO_KEY}
+    return str(_usual(context, plain))
 
 
 @renderers.dispatch_for(CreatePartitionedTableOp)

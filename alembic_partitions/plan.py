@@ -24,6 +24,8 @@ CONFIG_MARK = f"{MARKS}configuration, layout 1"
 RUNS_MARK = f"{MARKS}runs, layout 1"
 #: Begins the comment of every partition that we make; who made it follows.
 PARTITION_MARK = f"{MARKS}made by "
+#: The comment of a partition attached by hand that was kept when its table was dropped.
+KEPT_MARK = f"{MARKS}kept when its table was dropped"
 #: First half of the advisory lock taken while a parent gets partitions; the second is the parent's OID.
 PARENT_LOCK_CLASS = 1_634_496_609
 

@@ -11,6 +11,7 @@ from alembic_partitions.periods import KeyType
 # Where our configuration lives: any table of that name, and whether it carries our mark.
 FIND_CONFIG = text("""
 SELECT n.nspname AS schema, obj_description(c.oid, 'pg_class') AS mark,
+       has_table_privilege(c.oid, 'SELECT') AS readable,
        CASE WHEN :bounded THEN set_config('lock_timeout', '2s', true) END
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = 'partition_config' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
@@ -144,12 +145,23 @@ SELECT current_schema() AS default_schema,
 # What autogenerate must not see: partitions at any depth, detached ones that still bear our mark, our two
 # tables. A name without a schema means what the search_path leads to.
 HIDDEN = text("""
-SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible
+SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible,
+       coalesce(d.description IN (:config, :runs), false) AS ours
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
 WHERE c.relkind IN ('r', 'p', 'f')
-  AND (c.relispartition OR starts_with(d.description, :partition) OR d.description IN (:config, :runs))
+  AND (c.relispartition OR starts_with(d.description, :marks))
+""")
+
+# Foreign keys that PostgreSQL has made for each partition of the table referred to: on the table that refers
+# to it they stand beside the one that was declared.
+INHERITED_KEYS = text("""
+SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible, x.conname AS constraint
+FROM pg_constraint x
+JOIN pg_class c ON c.oid = x.conrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE x.contype = 'f' AND x.conparentid <> 0 AND NOT c.relispartition
 """)
 
 # Partitioned tables, but for those that are partitions themselves.

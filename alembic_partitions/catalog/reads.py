@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytz
 from sqlalchemy import Connection, and_, column, func, select, table, true
@@ -19,8 +19,8 @@ from alembic_partitions.errors import ConfigurationError
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import (
     CONFIG_MARK,
+    MARKS,
     PARENT_LOCK_CLASS,
-    PARTITION_MARK,
     RUNS_MARK,
     ManagedTable,
     Partition,
@@ -257,19 +257,46 @@ def resolve(connection: Connection, schema: str | None, name: str) -> int | None
     return oid
 
 
-def hidden_tables(connection: Connection) -> set[tuple[str | None, str]]:
-    """Return the tables that are no model's business, by schema and name; visible ones by name alone, too."""
-    marks = {"partition": PARTITION_MARK, "config": CONFIG_MARK, "runs": RUNS_MARK}
-    return {key for row in connection.execute(queries.HIDDEN, marks) for key in _keys(row)}
+TableKey: TypeAlias = "tuple[str | None, str]"
 
 
-def partitioned_tables(
-    connection: Connection, config_schema: str | None
-) -> dict[tuple[str | None, str], Relation]:
+def hidden_tables(connection: Connection) -> tuple[set[TableKey], set[TableKey]]:
+    """Return the tables that are no model's business, by schema and name; visible ones by name alone, too.
+
+    :return: partitions, and our own two tables.
+    """
+    found = connection.execute(queries.HIDDEN, {"marks": MARKS, "config": CONFIG_MARK, "runs": RUNS_MARK})
+    partitions, ours = set[TableKey](), set[TableKey]()
+    for row in found:
+        (ours if row.ours else partitions).update(_keys(row))
+    return partitions, ours
+
+
+def inherited_keys(connection: Connection) -> dict[TableKey, set[str]]:
+    """Return the foreign keys to partitions, which come and go with these: their names by table."""
+    found: dict[TableKey, set[str]] = {}
+    for row in connection.execute(queries.INHERITED_KEYS):
+        for key in _keys(row):
+            found.setdefault(key, set()).add(row.constraint)
+    return found
+
+
+def partitioned_tables(connection: Connection) -> dict[TableKey, Relation]:
     """Return the partitioned tables with what migrations declared of them, by schema and name; visible ones
-    by name alone, too."""
+    by name alone, too.
+
+    :raises ConfigurationError: this role may not read what they declared.
+    """
     declared: dict[tuple[str, str], Any] = {}
-    if config_schema is not None:
+    for found in connection.execute(queries.FIND_CONFIG, {"bounded": False}).all():
+        if found.mark != CONFIG_MARK:
+            continue
+        config_schema = found.schema
+        if not found.readable:
+            raise ConfigurationError(
+                problem=f"in schema {config_schema!r} cannot be read by this role",
+                remedy="GRANT SELECT ON partition_config to it.",
+            )
         config = table(
             CONFIG_TABLE, *map(column, ("table_schema", "table_name", "declared")), schema=config_schema
         )
@@ -291,5 +318,5 @@ def partitioned_tables(
     }
 
 
-def _keys(row: Row[Any]) -> list[tuple[str | None, str]]:
+def _keys(row: Row[Any]) -> list[TableKey]:
     return [(row.schema, row.name), *([(None, row.name)] if row.visible else [])]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Text, literal_column
 from sqlalchemy.schema import CreateTable
 
-from alembic_partitions.plan import CONFIG_MARK, PARTITION_MARK, RUNS_MARK
+from alembic_partitions.plan import CONFIG_MARK, KEPT_MARK, PARENT_LOCK_CLASS, PARTITION_MARK, RUNS_MARK
 
 from .elements import DIALECT, Element, do_block, qualified, quoted_text
 from .partitions import (
@@ -51,6 +51,11 @@ class EnsureOurTables(Element):
                 f"  WHERE ({ours} AND obj_description(c.oid, 'pg_class') = {told})\n"
                 f"  OR (n.nspname = {schema} AND c.relname = {quoted_text(table.name)})\n"
                 f"  ORDER BY obj_description(c.oid, 'pg_class') = {told} DESC NULLS LAST LIMIT 1;\n"
+                # One at a time: a second one waits for the first, and finds what it has made.
+                f"  IF found IS NULL THEN\n    PERFORM pg_advisory_xact_lock({PARENT_LOCK_CLASS:d}, 0);\n"
+                f"    found := (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
+                f"      WHERE n.nspname = {schema} AND c.relname = {quoted_text(table.name)});\n"
+                f"  END IF;\n"
                 f"  IF found IS NULL THEN\n{create};\n"
                 f"    COMMENT ON TABLE {qualified(self.home, table.name)} IS {told};\n"
                 f"  ELSIF obj_description(found, 'pg_class') IS DISTINCT FROM {told} THEN\n"
@@ -78,6 +83,10 @@ class DetachForeign(Element):
             "  LOOP\n"
             f"    EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', {parent}, part)\n"
             "      || CASE WHEN pending THEN ' FINALIZE' ELSE '' END;\n"
+            # So that autogenerate does not propose to drop what was kept.
+            "    IF obj_description(part, 'pg_class') IS NULL THEN\n"
+            f"      EXECUTE format('COMMENT ON TABLE %s IS %L', part, {quoted_text(KEPT_MARK)});\n"
+            "    END IF;\n"
             "  END LOOP;\n"
         )
 

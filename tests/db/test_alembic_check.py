@@ -21,7 +21,7 @@ from sqlalchemy import Engine, MetaData, event
 from alembic_partitions import PartitionPolicy, nz_racing_day
 from alembic_partitions.ddl import config_table, runs_table
 from alembic_partitions.errors import PolicyError
-from tests.databases import Database, Databases
+from tests.databases import Database, Databases, Roles
 from tests.db.test_autogenerate import bring_about, configured, day, diffs, execute, key, models, propose
 from tests.db.test_operations import half_detach
 from tests.projects import Project
@@ -76,11 +76,66 @@ def test_our_tables_elsewhere_are_left_out(engine: Engine, monkeypatch: pytest.M
 
 def test_our_tables_read_as_models_are_left_out_before_and_after(engine: Engine) -> None:
     wanted = MetaData()
-    for ours in (config_table(None), runs_table(None)):
-        ours.to_metadata(wanted).append_column(sa.Column("kept_by_hand", sa.Integer()))
+    runs_table(None).to_metadata(wanted).append_column(sa.Column("kept_by_hand", sa.Integer()))
+    sa.Table(
+        "partition_config",
+        wanted,
+        *(sa.Column(c.name, c.type, primary_key=c.primary_key) for c in list(config_table(None).c)[:4]),
+    )
     assert diffs(engine, wanted) == []
     models(day()).tables["odds"].to_metadata(wanted)
     bring_about(engine, wanted)
+
+
+def test_a_partition_that_was_kept_is_left_out(engine: Engine) -> None:
+    bring_about(engine, models(day()))
+    run(engine, "CREATE TABLE odds_rest PARTITION OF odds DEFAULT")
+    bring_about(engine, MetaData())
+    assert scalar(engine, "SELECT count(*) FROM odds_rest") == 0
+
+
+@pytest.mark.parametrize("options", [{"version_table_schema": "meta"}, {}])
+def test_what_was_declared_is_found_wherever_it_stands(engine: Engine, options: dict[str, str]) -> None:
+    run(engine, "CREATE SCHEMA meta", "CREATE SCHEMA tenant")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "tenant")
+        models(day(), name="theirs", schema="tenant").create_all(engine)
+        patch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "public")
+        models(day()).create_all(engine)
+    assert diffs(engine, models(day()), include_schemas=False, **options) == []
+    up, down = propose(engine, MetaData(), include_schemas=False, **options)
+    assert up == "op.drop_partitioned_table('odds')"
+    assert "policy=PartitionPolicy('at', timezone='Pacific/Auckland', premake=2)" in down
+
+
+def test_a_role_that_may_not_read_what_was_declared_is_told(engine: Engine, roles: Roles) -> None:
+    bring_about(engine, models(day()))
+    reader = sa.create_engine(roles.create("reader"))
+    with pytest.raises(CommandError, match="GRANT SELECT ON partition_config"):
+        diffs(reader, models(day()))
+    reader.dispose()
+
+
+@pytest.mark.parametrize(
+    ("there", "model", "is_another"),
+    [
+        ("RANGE (date_trunc('day', at AT TIME ZONE 'UTC'))", "RANGE (date_trunc('day', at))", False),
+        ("HASH ((note::text))", "RANGE (date_trunc('day', at))", True),
+        ('RANGE ("Note", note)', 'range("Note",note)', False),
+        ('RANGE ("Note")', "RANGE (note)", True),
+        ("RANGE (at)", "RANGE (at, id)", True),
+    ],
+)
+def test_a_bare_partition_by_is_compared_as_far_as_it_can_be(
+    engine: Engine, there: str, model: str, is_another: bool
+) -> None:
+    run(engine, f'CREATE TABLE odds (id int, at timestamptz, note text, "Note" text) PARTITION BY {there}')
+    wanted = MetaData()
+    table = sa.Table("odds", wanted, sa.Column("id", sa.Integer), postgresql_partition_by=model)
+    table.append_column(sa.Column("at", sa.DateTime(timezone=True)))
+    for name in ("note", "Note"):
+        table.append_column(sa.Column(name, sa.Text))
+    assert [diff[0] for diff in diffs(engine, wanted)] == ["partition_remark"] * is_another
 
 
 def test_partitions_of_tables_that_are_not_ours_are_left_out_too(engine: Engine) -> None:
@@ -134,6 +189,16 @@ def test_one_line_turns_it_off(engine: Engine) -> None:
         if diff[0] == "remove_table"
     }
     assert proposed == {*partitions(engine), "partition_config", "partition_runs"}
+
+
+def test_with_it_turned_off_a_revision_is_alembics_own_and_runs(engine: Engine) -> None:
+    off = ["alembic.autogenerate.*", "~alembic.autogenerate.partitions"]
+    up, down = propose(engine, models(day(), info={"theirs": 1}), autogenerate_plugins=off)
+    assert "postgresql_partition_by='RANGE (at)'" in up
+    assert "info={'theirs': 1}" in up
+    assert "PartitionPolicy" not in up
+    execute(engine, up)
+    execute(engine, down)
 
 
 # -- drift, and what is none ----------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -95,6 +96,35 @@ def test_any_schema_translated_or_not(engine: Engine) -> None:
     models(day()).drop_all(translated)
     models(day(), name="Größe", schema="My App").drop_all(engine)
     assert scalar(engine, "SELECT count(*) FROM partition_config") == 0
+
+
+def test_our_own_tables_are_translated_to_nowhere(engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA tenant")
+    translated = engine.execution_options(schema_translate_map={"public": "tenant"})
+    models(day(), schema="public").create_all(translated)
+    assert rows(engine, "SELECT table_schema FROM public.partition_config") == [("tenant",)]
+    models(day(), schema="public").drop_all(translated)
+    assert scalar(engine, "SELECT count(*) FROM public.partition_config") == 0
+
+
+def test_a_table_further_down_the_search_path_is_forgotten_too(emptied: Engine) -> None:
+    everything().create_all(emptied)
+    with emptied.begin() as connection:
+        connection.execute(text("CREATE SCHEMA app"))
+        connection.execute(text("SET LOCAL search_path = app, public"))
+        everything().drop_all(connection)
+
+
+def test_many_at_once_on_a_fresh_database(engine: Engine) -> None:
+    names = [f"odds_{number}" for number in range(6)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(
+            pool.map(
+                lambda name: models(day(), sa.PrimaryKeyConstraint("id", "at"), name=name).create_all(engine),
+                names,
+            )
+        )
+    assert scalar(engine, "SELECT count(*) FROM partition_config") == len(names)
 
 
 def test_a_partition_attached_by_hand_survives_drop_all(emptied: Engine) -> None:

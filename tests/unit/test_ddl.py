@@ -257,7 +257,7 @@ def test_every_field_that_can_be_wrong_has_a_check(field: str) -> None:
 def test_our_tables_are_made_where_they_are_wanted_once_and_with_our_mark() -> None:
     text = ddl.EnsureOurTables("Ops %").sql()
     assert text.count('CREATE TABLE "Ops %".partition_') == 2
-    assert text.count("n.nspname = 'Ops %'") == 2
+    assert text.count("n.nspname = 'Ops %'") == 4
     assert (
         "COMMENT ON TABLE \"Ops %\".partition_config IS 'alembic_partitions: configuration, layout 1'" in text
     )
