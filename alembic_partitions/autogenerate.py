@@ -97,13 +97,13 @@ def begin(context: AutogenContext, upgrade_ops: UpgradeOps, schemas: object) -> 
     connection = context.connection
     assert connection is not None
     found, usual = _found(context), context.run_name_filters
-    partitions, found.ours = catalog.hidden_tables(connection)
+    shown, found.ours = catalog.shown_tables(connection)
     # A partition may be a model of its own; our tables are nobody's to change.
-    hidden = partitions - {found.key(t.schema, t.name) for t in context.sorted_tables} | found.ours
+    shown |= {found.key(t.schema, t.name) for t in context.sorted_tables} - found.ours
 
     def run_name_filters(name: str | None, type_: Any, parent_names: Any) -> bool:
         schema = parent_names.get("schema_name")
-        if type_ == "table" and (schema, name) in hidden:
+        if type_ == "table" and (schema, name) not in shown:
             return False
         if type_ == "foreign_key_constraint":
             inherited = found.inherited_keys.get((schema, parent_names.get("table_name")), ())

@@ -142,16 +142,18 @@ SELECT current_schema() AS default_schema,
           AND obj_description(c.oid, 'pg_class') = :mark) AS config_schema
 """)
 
-# What autogenerate must not see: partitions at any depth, detached ones that still bear our mark, our two
-# tables. A name without a schema means what the search_path leads to.
-HIDDEN = text("""
+# What autogenerate may see: not partitions at any depth, nor detached ones that still bear our mark; our own
+# two tables are told apart. A name without a schema means what the search_path leads to. Those that it may
+# not see are many, so they are not what is asked for.
+SHOWN = text("""
 SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS visible,
        coalesce(d.description IN (:config, :runs), false) AS ours
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
-WHERE c.relkind IN ('r', 'p', 'f')
-  AND (c.relispartition OR starts_with(d.description, :marks))
+WHERE c.relkind IN ('r', 'p', 'f') AND NOT c.relispartition
+  AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_')
+  AND (d.description IN (:config, :runs) OR NOT coalesce(starts_with(d.description, :marks), false))
 """)
 
 # Foreign keys that PostgreSQL has made for each partition of the table referred to: on the table that refers

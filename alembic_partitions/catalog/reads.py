@@ -260,16 +260,16 @@ def resolve(connection: Connection, schema: str | None, name: str) -> int | None
 TableKey: TypeAlias = "tuple[str | None, str]"
 
 
-def hidden_tables(connection: Connection) -> tuple[set[TableKey], set[TableKey]]:
-    """Return the tables that are no model's business, by schema and name; visible ones by name alone, too.
+def shown_tables(connection: Connection) -> tuple[set[TableKey], set[TableKey]]:
+    """Return the tables that may be a model's business, by schema and name; visible ones by name alone, too.
 
-    :return: partitions, and our own two tables.
+    :return: those that are neither partitions nor ours; and our own two tables.
     """
-    found = connection.execute(queries.HIDDEN, {"marks": MARKS, "config": CONFIG_MARK, "runs": RUNS_MARK})
-    partitions, ours = set[TableKey](), set[TableKey]()
+    found = connection.execute(queries.SHOWN, {"marks": MARKS, "config": CONFIG_MARK, "runs": RUNS_MARK})
+    shown, ours = set[TableKey](), set[TableKey]()
     for row in found:
-        (ours if row.ours else partitions).update(_keys(row))
-    return partitions, ours
+        (ours if row.ours else shown).update(_keys(row))
+    return shown, ours
 
 
 def inherited_keys(connection: Connection) -> dict[TableKey, set[str]]:

@@ -1,6 +1,6 @@
 """Budget: `alembic check` takes at most 1.3 times as long with 3,000 partitions as without, and is quiet.
 
-The last line is the same without the plugin, once: what plain autogenerate takes, and proposes.
+The first lines are the comparison by itself, within a process. The last line is the same without the plugin, once: what plain autogenerate takes, and proposes.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,11 +19,13 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 from alembic_partitions import PartitionPolicy
 from tests.bench.measure import Row, Side, in_turns, setting, show
 from tests.databases import Databases
+from tests.projects import Project
 
 ROUNDS = setting("BENCH_ROUNDS", 7)
 PLAIN_TABLES = 30
 CHILDREN = (0, 300, setting("BENCH_CHILDREN", 3_000))
 BUDGET = 1.3
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 # Older days, by SQL alone, committed now and then.
 OLDER_DAYS = """
@@ -86,7 +89,24 @@ def check(engine: Engine, into: Side, **options: Any) -> int:
     return len(proposed)
 
 
-def test_autogenerate(databases: Databases) -> None:
+def project(folder: Path, engine: Engine) -> Project:
+    """Make what `alembic init` makes, for the application above, at head."""
+    made = Project.make(folder, "generic", engine.url)
+    made.edit_env(
+        "target_metadata = None",
+        f"import sys\nsys.path.insert(0, {str(CHECKOUT)!r})\n"
+        f"from {__name__} import application\ntarget_metadata = application()",
+    )
+    made.alembic("stamp", "head").succeeded()
+    return made
+
+
+def by_command(made: Project, into: Side) -> None:
+    with into.measured():
+        made.alembic("check").succeeded()
+
+
+def test_autogenerate(databases: Databases, tmp_path: Path) -> None:
     with ExitStack() as stack:
         engines = {n: stack.enter_context(filled(databases, n)) for n in CHILDREN}
         proposed = {n: check(engine, Side()) for n, engine in engines.items()}
@@ -95,6 +115,10 @@ def test_autogenerate(databases: Databases) -> None:
             check(engine, into)
 
         found = in_turns({str(n): partial(run, engine) for n, engine in engines.items()}, ROUNDS)
+        commands = {
+            str(n): partial(by_command, project(tmp_path / str(n), engines[n])) for n in (0, CHILDREN[-1])
+        }
+        whole = in_turns(commands, ROUNDS)
         plain = Side()
         off = ["alembic.autogenerate.*", "~alembic.autogenerate.partitions"]
         by_plain = check(engines[CHILDREN[-1]], plain, autogenerate_plugins=off)
@@ -104,10 +128,12 @@ def test_autogenerate(databases: Databases) -> None:
             f"{n:,} partitions beside {PLAIN_TABLES} tables",
             found["0"],
             found[str(n)],
-            BUDGET,
+            None,
             (f"{proposed[n]}",),
         )
         for n in CHILDREN
     ]
+    few, many = whole["0"], whole[str(CHILDREN[-1])]
+    rows.append(Row(f"{CHILDREN[-1]:,}, the command as a whole", few, many, BUDGET, ("0",)))
     rows.append(Row(f"{CHILDREN[-1]:,}, without the plugin", found["0"], plain, None, (f"{by_plain:,}",)))
     show("alembic check", databases.describe(), rows, ("proposed",))

@@ -24,7 +24,7 @@ ROWS = setting("BENCH_ROWS", 20_000)
 ROUNDS = setting("BENCH_ROUNDS", 7)
 BUDGET = 1.02
 
-HOOKS = ("_checkout", "_checkin", "_begin", "_before_cursor_execute", "_before_flush")
+HOOKS = ("_checkout", "_checkin", "_begin", "_before_cursor_execute", "before_flush")
 
 
 class Reading(DeclarativeBase):
