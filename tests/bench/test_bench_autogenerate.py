@@ -1,6 +1,7 @@
 """Budget: `alembic check` takes at most 1.3 times as long with 3,000 partitions as without, and is quiet.
 
-The first lines are the comparison by itself, within a process. The last line is the same without the plugin, once: what plain autogenerate takes, and proposes.
+The first lines are the comparison by itself, within a process. The last line is the same without the plugin,
+once: what plain autogenerate takes, and proposes.
 """
 
 from __future__ import annotations
