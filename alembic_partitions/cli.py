@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
+from sqlalchemy.exc import ArgumentError
 
 from . import deploy, maintenance
 from .errors import NotManagedError
@@ -219,11 +220,10 @@ def _migrate(
         os.environ["DATABASE_URL"] = wanted.render_as_string(hide_password=False)
     with shown_log(), deploy.guarding(lock_timeout=lock_timeout, prepare=prepare, inspect=inspect):
         call.alembic(command, *switches, *arguments)
-    told = os.environ.get("DATABASE_URL")
-    if told and places and _place(_address(call, told)) not in places:
-        _say(
-            f"{_PROGRAM}: DATABASE_URL names another database than the project's env.py, which was followed."
-        )
+    with suppress(ArgumentError, ValueError):  # one that cannot be read has not been followed either way
+        told = os.environ.get("DATABASE_URL")
+        if told and places and _place(_address(call, told)) not in places:
+            _say(f"{_PROGRAM}: DATABASE_URL names another database than env.py, which was followed.")
 
 
 # -- keep -----------------------------------------------------------------------------------------------
