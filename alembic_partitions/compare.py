@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Table
 
 from .errors import PolicyError
+from .periods import KeyType
 from .policy import PartitionPolicy, policy_of
 
 #: Fields that decide where windows begin and end.
@@ -50,9 +51,10 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Declare:
-    """The table is to be created, with this policy."""
+    """The table is to be created, with this policy over a key of this type."""
 
     policy: PartitionPolicy
+    key_type: KeyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +92,9 @@ def compare(table: Table, found: Relation | None) -> list[Difference]:
     policy = policy_of(table)
     if policy is None:
         return _without_policy(table, found)
-    _check(table, policy)
+    key_type = _check(table, policy)
     if found is None:
-        return [Declare(policy)]
+        return [Declare(policy, key_type)]
     if found.partition_by is None:
         return [
             Remark(
@@ -123,7 +125,7 @@ def compare(table: Table, found: Relation | None) -> list[Difference]:
     return _changes(table, before, policy, found.has_partitions)
 
 
-def _check(table: Table, policy: PartitionPolicy) -> None:
+def _check(table: Table, policy: PartitionPolicy) -> KeyType:
     said = table.dialect_options["postgresql"]["partition_by"]
     if said != policy.partition_by:
         raise PolicyError(
@@ -132,7 +134,7 @@ def _check(table: Table, policy: PartitionPolicy) -> None:
             f" {policy.partition_by!r}",
             remedy="Leave postgresql_partition_by out: the policy sets it.",
         )
-    policy.check_table(table)
+    return policy.check_table(table)
 
 
 def _changes(

@@ -14,11 +14,12 @@ from typing import Any
 
 from sqlalchemy import Connection, MetaData, Table, event
 
-from . import ddl
+from . import catalog
 from .compare import Declare, compare
-from .declare import Door, declare, ensure_our_tables, forget
-from .maintenance import SCHEMA_VARIABLE, config_schema
+from .declare import Door, declare, ensure_our_tables, forget, free_others
+from .maintenance import SCHEMA_VARIABLE
 from .policy import INFO_KEY, policy_of
+from .rows import schema_of
 
 
 @contextmanager
@@ -54,26 +55,25 @@ def _after_create(table: Table, connection: Any, **kw: Any) -> None:
     door = _door(connection)
     for difference in compare(table, None):
         if isinstance(difference, Declare):
-            policy = difference.policy
-            key_type = policy.check_table(table)
-            declare(door, door.home, _schema(table, connection), table.name, policy, key_type)
+            schema = _schema(table, connection)
+            declare(door, door.home, schema, table.name, difference.policy, difference.key_type)
 
 
 def _before_drop(table: Table, connection: Any, **kw: Any) -> None:
     if _is_ours(table, connection):
-        schema = _schema(table, connection)
+        door, schema = _door(connection), _schema(table, connection)
         # While it stands: without a schema its name leads to it, wherever on the search_path that is.
-        connection.info[_dropping(table)] = _door(connection).schema_of(schema, table.name)
-        connection.execute(ddl.DetachForeign(schema, table.name))
-        connection.execute(ddl.FreeSequences(schema, table.name))
+        connection.info[_dropping(table)] = door.schema_of(schema, table.name)
+        free_others(door, schema, table.name)
 
 
 def _after_drop(table: Table, connection: Any, **kw: Any) -> None:
     if not _is_ours(table, connection):
         return
-    schema, home = connection.info.pop(_dropping(table), None), config_schema(connection, None)
+    door, schema = _door(connection), connection.info.pop(_dropping(table), None)
+    home = catalog.find_config(connection, door.told or catalog.meant(connection).config_schema)
     if home is not None:
-        forget(_door(connection), home, schema, table.name)
+        forget(door, home, schema, table.name)
 
 
 def _dropping(table: Table) -> str:
@@ -101,9 +101,7 @@ def _door(connection: Connection) -> Door:
 
 
 def _schema(table: Table, connection: Connection) -> str | None:
-    translation = connection.get_execution_options().get("schema_translate_map") or {}
-    schema: str | None = translation.get(table.schema, table.schema)
-    return schema
+    return schema_of(connection.get_execution_options(), connection.dialect, table)
 
 
 for _name, _listener in (

@@ -90,6 +90,12 @@ def declare(
     run_steps(door, _first_windows(door, schema, name, policy, key_type))
 
 
+def free_others(door: Door, schema: str | None, name: str) -> None:
+    """Let go of what is not ours before a table is dropped: it stays, and is in nobody's way."""
+    door.execute(ddl.DetachForeign(schema, name))
+    door.execute(ddl.FreeSequences(schema, name))
+
+
 def forget(door: Door, home: str | None, schema: str | None, name: str) -> None:
     """Delete the policy of a table."""
     config = ddl.config_table(home)

@@ -19,7 +19,18 @@ from sqlalchemy import Table
 from sqlalchemy.schema import SchemaItem
 
 from . import catalog, ddl, maintenance
-from .declare import Door, as_json, columns_of, declare, ensure_our_tables, forget, managed, row_of, run_steps
+from .declare import (
+    Door,
+    as_json,
+    columns_of,
+    declare,
+    ensure_our_tables,
+    forget,
+    free_others,
+    managed,
+    row_of,
+    run_steps,
+)
 from .errors import PolicyError, WindowRangeError
 from .periods import KeyType, KeyValue
 from .plan import ManagedTable, Plan, plan_windows, windows_between
@@ -131,7 +142,6 @@ class DropPartitionedTableOp(DropTableOp):
         recreate: CreatePartitionedTableOp | None = None,
     ) -> None:
         super().__init__(table_name, schema=schema, if_exists=if_exists, _reverse=recreate)
-        self._recreate = recreate
 
     @classmethod
     def drop_partitioned_table(
@@ -160,12 +170,13 @@ class DropPartitionedTableOp(DropTableOp):
 
     def reverse(self) -> CreatePartitionedTableOp:
         """Return the operation that undoes this one."""
-        if self._recreate is None:
+        recreate = self._reverse
+        if not isinstance(recreate, CreatePartitionedTableOp):
             raise ValueError(
                 f"drop_partitioned_table({self.table_name!r}) needs its columns and existing_policy="
                 " to be reversed"
             )
-        return self._recreate
+        return recreate
 
     def to_diff_tuple(self) -> tuple[str, Table]:
         """Return the change as autogenerate reports it."""
@@ -316,8 +327,7 @@ def _drop_partitioned_table(operations: Operations, operation: DropPartitionedTa
     door = _door(operations)
     home = ensure_our_tables(door)
     schema = door.schema_of(operation.schema, operation.table_name)
-    door.execute(ddl.DetachForeign(operation.schema, operation.table_name))
-    door.execute(ddl.FreeSequences(operation.schema, operation.table_name))
+    free_others(door, operation.schema, operation.table_name)
     if door.connection is None:  # while its name still tells a script which table is meant
         forget(door, home, schema, operation.table_name)
     operations.invoke(
@@ -443,19 +453,7 @@ def _render_plain_create(context: AutogenContext, operation: CreateTableOp) -> s
 @renderers.dispatch_for(CreatePartitionedTableOp)
 def _render_create(context: AutogenContext, operation: CreatePartitionedTableOp) -> str:
     context.imports.add("from alembic_partitions import PartitionPolicy")
-    plain = CreateTableOp(
-        operation.table_name,
-        operation.columns,
-        schema=operation.schema,
-        if_not_exists=operation.if_not_exists,
-        info=operation.info,
-        comment=operation.comment,
-        prefixes=operation.prefixes,
-        _namespace_metadata=operation._namespace_metadata,  # noqa: SLF001
-        _constraints_included=operation._constraints_included,  # noqa: SLF001
-        **operation.kw,
-    )
-    text = render_op_text(context, plain).replace("create_table", "create_partitioned_table", 1)
+    text = _render_plain_create(context, operation).replace("create_table", "create_partitioned_table", 1)
     return f"{text.removesuffix(')').rstrip()},\npolicy={operation.policy!r}\n)"
 
 

@@ -115,6 +115,25 @@ def test_a_table_further_down_the_search_path_is_forgotten_too(emptied: Engine) 
         everything().drop_all(connection)
 
 
+def test_the_settings_of_the_callers_transaction_stay_as_they_were(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL lock_timeout = '1234ms'"))
+        everything().create_all(connection)
+        everything().drop_all(connection)
+        assert connection.scalar(text("SHOW lock_timeout")) == "1234ms"
+
+
+def test_a_policy_is_forgotten_wherever_it_was_written_down(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(engine, "CREATE SCHEMA meta")
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_SCHEMA", "meta")
+    everything().create_all(engine)
+    monkeypatch.delenv("ALEMBIC_PARTITIONS_SCHEMA")
+    everything().drop_all(engine)
+    assert scalar(engine, "SELECT count(*) FROM meta.partition_config") == 0
+
+
 def test_many_at_once_on_a_fresh_database(engine: Engine) -> None:
     names = [f"odds_{number}" for number in range(6)]
     with ThreadPoolExecutor(len(names)) as pool:

@@ -447,6 +447,19 @@ def test_each_failure_is_a_structured_log_line_and_stops_nothing(
         assert connection.scalar(select(func.count()).select_from(Race)) == 4  # nothing of the third
 
 
+def test_partitions_that_cannot_be_made_are_a_structured_log_line(
+    head: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with head.begin() as connection:
+        connection.execute(text("ALTER TABLE odds_history RENAME TO elsewhere"))
+    with caplog.at_level(logging.INFO, "nz_racing"):
+        assert not ingest.make_partitions(keep(head))
+    (failed,) = (line for line in lines(caplog) if line["event"] == "partitions_failed")
+    assert failed["level"] == "error"
+    assert failed["table"] == "public.odds_history"
+    assert "the table does not exist" in failed["message"]
+
+
 def test_the_ingest_prints_how_long_a_race_and_the_partitions_took(head: Engine, database: Database) -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "nz_racing.ingest", "--first", "2026-04-05", "--days", "1"],

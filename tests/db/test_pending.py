@@ -177,6 +177,29 @@ def test_the_window_is_made_as_soon_as_the_transaction_is_over(racing: App, engi
     assert f"history_{auckland_day(moment):%Y_%m_%d}" in partitions(engine, "history")
 
 
+def test_who_came_back_too_early_lets_go_at_once(racing: App, engine: Engine) -> None:
+    """Without a second connection first: what it holds meanwhile keeps others from making the window."""
+    moment, connected = days_from_now(100), list[Any]()
+
+    def again(connection: Connection) -> None:
+        sa.event.listen(racing.engine, "do_connect", lambda *args: connected.append(args))
+        try:
+            _entrant_then_history(connection, 1, moment)
+        finally:
+            assert not connected
+
+    with engine.connect() as peer:
+        peer.exec_driver_sql("LOCK TABLE history IN SHARE UPDATE EXCLUSIVE MODE")
+        with pytest.raises(PartitionPending):
+            racing.connection(lambda c: _entrant_then_history(c, 1, moment))
+        with pytest.raises(PartitionPending, match="holds RowExclusiveLock on entrants") as caught:
+            racing.connection(again)
+        assert "ShareUpdateExclusiveLock" not in str(caught.value)  # told of its own lock alone
+    again_and_again = tenacity.Retrying(stop=tenacity.stop_after_attempt(20), wait=tenacity.wait_fixed(0.1))
+    again_and_again(racing.connection, lambda c: _entrant_then_history(c, 1, moment))
+    assert sum(rows_by_partition(engine, "history").values()) == 1
+
+
 def test_a_flush_is_looked_at_before_its_first_statement(racing: App, engine: Engine) -> None:
     def work(session: Session) -> None:
         session.add(History(at=days_from_now(100), entrant=Entrant(id=1)))
