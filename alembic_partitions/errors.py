@@ -94,10 +94,27 @@ class StepFailed(PartitionError):
 
 
 class LockNotAvailable(PartitionError):
-    """Partitions of {table} were not made: {reason}. The next run tries again."""
+    """Locks that partitions of {table} need were not to be had: {reason}. The next run tries again."""
 
     table: str
     reason: str
+
+
+class WorkFailed(PartitionError):
+    """{what} of {table} failed: {reason}. No row is lost; the next run carries on from there."""
+
+    table: str
+    what: str
+    reason: str
+
+
+class RunUnderWay(PartitionError):
+    """Another run over the partitions of database {database} has been under way for more than {seconds:g} s
+    ({holder}). Nothing was done here. Wait for it to end, then run the command again."""
+
+    database: str
+    seconds: float
+    holder: str
 
 
 class UpgradeLockTimeout(PartitionError):

@@ -1,4 +1,4 @@
-"""The migration lock: an advisory lock that an idle transaction holds on a connection of its own.
+"""The migration lock and the run lock: advisory locks that an idle transaction holds on its own connection.
 
 A transaction's lock, not a session's: through a pooler in transaction mode a session's lock would be left
 with whoever comes next, and exclude nobody. And it lasts exactly as long as the transaction answers. Idle at
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Engine, cast, column, func, literal, select, table
 
 from . import sessions
-from .errors import UpgradeLockLost
+from .errors import RunUnderWay, UpgradeLockLost
 
 _LOCKS = table(
     "pg_locks",
@@ -41,8 +43,11 @@ def upgrade_lock_key(
     :param version_table: Alembic's ``version_table``.
     :param version_table_schema: Alembic's ``version_table_schema``.
     """
-    told = "\n".join(("alembic_partitions upgrade", database, version_table_schema or "", version_table))
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:8], "big", signed=True)
+    return _key("alembic_partitions upgrade", database, version_table_schema or "", version_table)
+
+
+def _key(*lines: str) -> int:
+    return int.from_bytes(hashlib.sha256("\n".join(lines).encode()).digest()[:8], "big", signed=True)
 
 
 def answer(connection: Connection) -> None:
@@ -55,10 +60,10 @@ def answer(connection: Connection) -> None:
         pass
 
 
-class UpgradeLock:
-    """The lock of one version table, on a connection opened as ``engine`` opens its own."""
+class HeldLock:
+    """A lock that lasts as long as its transaction, on a connection opened as ``engine`` opens its own."""
 
-    def __init__(self, engine: Engine, version_table: str, version_table_schema: str | None) -> None:
+    def __init__(self, engine: Engine, key_in: Callable[[str], int]) -> None:
         self.exclusive = False
         self._session = sessions.side_engine(engine).connect()
         try:
@@ -67,7 +72,7 @@ class UpgradeLock:
         except BaseException:
             self._session.close()
             raise
-        self._key = upgrade_lock_key(self.database, version_table, version_table_schema)
+        self._key = key_in(self.database)
         self._settings = _settings(self._session)
 
     def take(self, shared: bool = False) -> bool:
@@ -131,6 +136,33 @@ class UpgradeLock:
             for row in rows[:3]
         ]
         return "; ".join(told) or "let go of just now"
+
+
+class UpgradeLock(HeldLock):
+    """The lock of one version table."""
+
+    def __init__(self, engine: Engine, version_table: str, version_table_schema: str | None) -> None:
+        super().__init__(engine, lambda name: upgrade_lock_key(name, version_table, version_table_schema))
+
+
+@contextmanager
+def one_run(engine: Engine, config_schema: str, patience: float = 60.0) -> Iterator[HeldLock]:
+    """Let one run at a time remove, move or mend partitions of what one partition_config manages.
+
+    :param patience: seconds to wait for another run to end.
+    :raises RunUnderWay: it did not.
+    """
+    lock = HeldLock(engine, lambda name: _key("alembic_partitions run", name, config_schema))
+    try:
+        deadline, wait = time.monotonic() + patience, 0.05
+        while not lock.take():
+            if time.monotonic() + wait > deadline:
+                raise RunUnderWay(database=lock.database, seconds=patience, holder=lock.holders())
+            lock.pause(wait)
+            wait = min(wait * 1.5, 1.0)
+        yield lock
+    finally:
+        lock.let_go()
 
 
 def _settings(connection: Connection) -> list[Any]:

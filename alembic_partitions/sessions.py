@@ -61,6 +61,22 @@ def side_connection(engine: Engine) -> Iterator[Connection]:
         yield connection.execution_options(isolation_level="READ COMMITTED")
 
 
+@contextmanager
+def autocommit(connection: Connection) -> Iterator[None]:
+    """Send statements without a transaction: what PostgreSQL runs in none.
+
+    :param connection: not in a transaction.
+    """
+    before = connection.get_execution_options().get("isolation_level")
+    connection.execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        yield
+    finally:
+        if connection.in_transaction():  # SQLAlchemy's own; the server knows of none
+            connection.rollback()
+        connection.execution_options(isolation_level=before or connection.default_isolation_level)
+
+
 def pause(connection: Connection, seconds: float) -> None:
     """Sleep without stalling the event loop that an async driver's connection runs in."""
     if connection.dialect.is_async:

@@ -125,6 +125,18 @@ WHERE l.locktype = 'relation' AND l.granted AND coalesce(l.pid = pg_backend_pid(
 ORDER BY a.xact_start, l.pid
 """)
 
+# Who else holds a lock of any kind on some relations.
+HOLDERS = text("""
+SELECT l.pid AS pid, l.mode AS mode, l.relation::regclass::text AS relation,
+       a.application_name AS application,
+       extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds
+FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (CAST(:relations AS oid[]))
+  AND l.pid IS DISTINCT FROM pg_backend_pid()
+  AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+ORDER BY a.xact_start, l.pid
+""")
+
 SIZE = text("SELECT pg_relation_size(CAST(CAST(:oid AS oid) AS regclass))")
 
 RESOLVE = text("""

@@ -223,6 +223,19 @@ def blockers(connection: Connection, parent_oid: int, ours: bool = False) -> lis
     return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
 
 
+def holders(connection: Connection, relations: Collection[int], seconds: float = 0) -> list[Blocker]:
+    """Return who else holds a lock of any kind on one of some relations.
+
+    :param seconds: only those whose transactions are older.
+    """
+    rows = connection.execute(queries.HOLDERS, {"relations": list(relations)}) if relations else ()
+    return [
+        Blocker(row.pid, row.mode, row.relation, row.application)
+        for row in rows
+        if (row.seconds or 0) >= seconds
+    ]
+
+
 def meant(connection: Connection, name: str = "") -> Row[Any]:
     """Return ``default_schema``, ``table_schema`` and ``config_schema`` as the search_path has them."""
     return connection.execute(queries.MEANT, {"name": name, "mark": CONFIG_MARK}).one()

@@ -20,6 +20,27 @@ class SetLockTimeout(Element):
 
 
 @dataclass(eq=False)
+class SetBound(Element):
+    """A time-out for the session: what runs in no transaction has no LOCAL one. 0 is none."""
+
+    name: str
+    milliseconds: int
+
+    def sql(self) -> str:
+        return f"SET {quote(self.name)} = '{self.milliseconds:d}ms'"
+
+
+@dataclass(eq=False)
+class ResetBound(Element):
+    """Back to what the session began with."""
+
+    name: str
+
+    def sql(self) -> str:
+        return f"RESET {quote(self.name)}"
+
+
+@dataclass(eq=False)
 class LockParent(Element):
     """One process at a time makes partitions of a parent; released with the transaction."""
 

@@ -103,6 +103,9 @@ def runs_table(schema: str | None) -> Table:
         Column("created", Integer, nullable=False, server_default="0"),
         Column("detached", Integer, nullable=False, server_default="0"),
         Column("dropped", Integer, nullable=False, server_default="0"),
+        Column("archived", Integer, nullable=False, server_default="0"),
+        Column("moved", BigInteger, nullable=False, server_default="0"),
         Column("error", Text),
+        Column("details", JSONB),
         schema=schema,
     )

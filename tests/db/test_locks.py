@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from alembic_partitions import executor, maintenance
 from alembic_partitions.errors import LockNotAvailable
+from alembic_partitions.executor import creating
 from alembic_partitions.plan import CreatePartition
 from tests.databases import Database, locks_referrers
 from tests.tables import NOW, columns, declare, listening, partitions, policy, rows, run, scalar
@@ -286,7 +287,7 @@ def test_whoever_makes_partitions_of_it_longer_than_a_turn_is_no_reason_to_hang(
     engine: Engine, ours: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short_of_today(engine)
-    monkeypatch.setattr(executor, "TURN_TIMEOUT_MS", 50)
+    monkeypatch.setattr(creating, "TURN_TIMEOUT_MS", 50)
     making = step(engine)
     with engine.connect() as holder:
         holder.execute(text(executor.render(making)[1].sql))
@@ -326,7 +327,7 @@ def test_a_lock_given_back_in_time_costs_a_retry_and_nothing_else(engine: Engine
 def test_one_locked_table_stops_no_other_and_is_told(
     engine: Engine, ours: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "_LONGEST_PAUSE", 0.001)  # it would try to the very end of its time
+    monkeypatch.setattr(creating, "_LONGEST_PAUSE", 0.001)  # it would try to the very end of its time
     for name in ("odds", "other"):
         declare(engine, name)
         run(engine, f"DROP TABLE {name}_2026_04_05")
@@ -345,7 +346,7 @@ def test_nobody_queues_behind_a_step_that_waits(
 ) -> None:
     declare(engine)
     run(engine, "DROP TABLE odds_2026_04_05")
-    monkeypatch.setattr(executor, "LOCK_TIMEOUT_MS", 60_000)  # or it would be over before we can look
+    monkeypatch.setattr(creating, "LOCK_TIMEOUT_MS", 60_000)  # or it would be over before we can look
     waiting = (
         "SELECT l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
         " WHERE c.relname = 'odds' AND NOT l.granted"

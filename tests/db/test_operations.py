@@ -18,9 +18,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from alembic_partitions import PartitionPolicy, PolicyError, executor, maintenance
+from alembic_partitions import PartitionPolicy, PolicyError, maintenance
 from alembic_partitions.declare import FIRST_WINDOWS
 from alembic_partitions.errors import ConfigurationError, NotManagedError
+from alembic_partitions.executor import creating
 from alembic_partitions.operations import (
     AlterPartitionPolicyOp,
     CreatePartitionedTableOp,
@@ -540,7 +541,7 @@ def test_create_partitions_fills_around_what_stands(engine: Engine) -> None:
 def test_create_partitions_takes_turns_with_an_application_that_makes_the_same(
     engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor, "TURN_TIMEOUT_MS", 50)
+    monkeypatch.setattr(creating, "TURN_TIMEOUT_MS", 50)
     declare(engine)
     other = sa.create_engine(database.url, poolclass=sa.NullPool)
     run(engine, "UPDATE partition_config SET premake = 4")

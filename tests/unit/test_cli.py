@@ -15,6 +15,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from alembic_partitions import cli, deploy, talk, upgrade_lock_key
+from alembic_partitions.cli import connecting, keeping, showing
+from alembic_partitions.cli.door import Call
 from alembic_partitions.errors import PolicyError, SettingError
 
 PASSWORD = "tell-nobody"
@@ -173,7 +175,7 @@ def test_a_plain_url_uses_the_driver_that_is_installed(
     monkeypatch: pytest.MonkeyPatch, installed: set[str], url: str, driver: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in installed or None)
-    assert cli._address(cli._Call(), url).drivername == f"postgresql+{driver}"
+    assert connecting.address(Call(), url).drivername == f"postgresql+{driver}"
 
 
 def test_without_any_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,11 +204,12 @@ def test_the_demo_is_loaded_from_a_checkout_or_a_wheel(
         script = home / place / "nz_racing" / "demo.py"
         script.parent.mkdir(parents=True)
         script.write_text("def main(url=None):\n    print('raced at', url)\n    return 3\n")
-        monkeypatch.setattr(cli, "__file__", str(package / "cli.py"))
+        monkeypatch.setattr(showing, "__file__", str(package / "cli" / "showing.py"))
         result = run("demo", "--url", f"postgresql+psycopg2://u:{PASSWORD}@h/db")
         assert result.stdout == f"raced at postgresql+psycopg2://u:{PASSWORD}@h/db\n"
         assert result.exit_code == 3
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "bare" / "alembic_partitions" / "cli.py"))
+    bare = tmp_path / "bare" / "alembic_partitions" / "cli" / "showing.py"
+    monkeypatch.setattr(showing, "__file__", str(bare))
     assert "has no examples" in complaint(run("demo", "--url", "postgresql+psycopg2://h/db"))
 
 
@@ -280,7 +283,7 @@ def test_an_unexpected_error_shows_its_traceback_only_when_asked(
     def fail(*given: object) -> None:
         raise RuntimeError(f"postgresql://u:{PASSWORD}@h/db")
 
-    monkeypatch.setattr(cli, "_visit", fail)
+    monkeypatch.setattr(keeping, "visit", fail)
     result = run("plan", "--url", "postgresql+psycopg2://h/db")
     assert result.exit_code == cli.EXIT_FAILED
     assert complaint(result) == "RuntimeError: postgresql://u:***@h/db"
@@ -296,7 +299,7 @@ def test_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*given: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_visit", interrupt)
+    monkeypatch.setattr(keeping, "visit", interrupt)
     result = run("plan", "--url", "postgresql+psycopg2://h/db")
     assert result.exit_code == cli.EXIT_INTERRUPTED == 130
     assert result.stderr.splitlines()[-1] == "alembic-partitions: interrupted"

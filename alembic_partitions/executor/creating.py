@@ -8,35 +8,24 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Collection, Container
-from dataclasses import dataclass
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, ddl
-from .drivers import reason, sqlstate
-from .errors import LockNotAvailable, StepFailed
-from .plan import Coverage, CreatePartition, Plan
-from .sessions import pause
+from alembic_partitions import catalog, ddl
+from alembic_partitions.drivers import reason, sqlstate
+from alembic_partitions.errors import LockNotAvailable, StepFailed
+from alembic_partitions.plan import Coverage, CreatePartition, Plan
+from alembic_partitions.sessions import pause
 
-#: Longest wait for a lock that others queue behind (a table at the other end of a foreign key).
-LOCK_TIMEOUT_MS = 40
+from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Statement, send
+
 #: Longest wait for another process that is making partitions of the same table; nobody queues behind it.
 TURN_TIMEOUT_MS = 2_000
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
 _LOST_RACE = {"42P07", "42710", "23505", "42P17"}
-# The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
-_TRY_AGAIN = {"55P03", "57014", "40P01"}
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One statement as it is sent, with the locks it takes that others could notice."""
-
-    sql: str
-    locks: str = ""
 
 
 def render(
@@ -102,7 +91,7 @@ def create_partition(
             code = sqlstate(error)
             if code in _LOST_RACE:
                 return _verified(connection, step, error)
-            if code not in _TRY_AGAIN:
+            if code not in TRY_AGAIN:
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
         holders = _holders(connection, step)
         _refuse_if_hopeless(holders, step, callers)
@@ -134,7 +123,7 @@ def _attempt(connection: Connection, step: CreatePartition, user: str | None, tu
     statements = render(step, user, turn_timeout_ms)
     with connection.begin():
         for statement in statements[:3]:
-            _send(connection, statement)
+            send(connection, statement)
         # Ours is the turn now: a competitor may just have finished the same partition.
         stands, parent = catalog.standing(connection, step.table.schema, step.name, step.table.name)
         if parent != step.table.oid:
@@ -146,13 +135,8 @@ def _attempt(connection: Connection, step: CreatePartition, user: str | None, tu
         if stands and _covered(connection, step):
             return False
         for statement in statements[3:]:
-            _send(connection, statement)
+            send(connection, statement)
     return True
-
-
-def _send(connection: Connection, statement: Statement) -> None:
-    # Without parameters the driver leaves "%" alone, so what was printed is what is sent.
-    connection.exec_driver_sql(statement.sql, execution_options={"no_parameters": True})
 
 
 def _covered(connection: Connection, step: CreatePartition) -> bool:

@@ -4,83 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Callable, Collection, Container, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from . import catalog, ddl, executor
-from .drivers import reason
-from .errors import ConfigurationError, NotManagedError, PartitionError, SettingError
-from .periods import iso_time
-from .plan import CreatePartition, ManagedTable, Plan, plan_horizon
+from alembic_partitions import catalog, executor
+from alembic_partitions.drivers import reason
+from alembic_partitions.errors import NotManagedError, PartitionError
+from alembic_partitions.plan import CreatePartition, ManagedTable, Plan, plan_horizon
 
-if TYPE_CHECKING:  # a web process does not pay for Alembic
-    from alembic.runtime.migration import MigrationContext
+from .history import record
+from .reports import Report, TablePlan, TableResult
+from .settings import clock, config_schema
 
 logger = logging.getLogger("alembic_partitions")
-
-NOW_VARIABLE = "ALEMBIC_PARTITIONS_NOW"
-SCHEMA_VARIABLE = "ALEMBIC_PARTITIONS_SCHEMA"
-#: The same in alembic.ini, or in the [tool.alembic] of a pyproject.toml.
-SCHEMA_OPTION = "alembic_partitions_schema"
-
-
-@dataclass(frozen=True, slots=True)
-class TablePlan:
-    """What one table lacks, and the SQL that would make it."""
-
-    table: str
-    plan: Plan
-    user: str | None = None
-
-    def sql(self) -> str:
-        """Return the script: byte for byte what :func:`ensure` would send."""
-        return executor.script(self.plan, self.user)
-
-
-@dataclass(frozen=True, slots=True)
-class TableResult:
-    """How a run went for one table."""
-
-    table: str
-    created: tuple[str, ...] = ()
-    #: A row written now would find no partition.
-    current_missing: bool = False
-    #: Some window that should stand ready does not.
-    horizon_short: bool = False
-    error: str | None = None
-    findings: tuple[str, ...] = ()
-
-    @property
-    def failure(self) -> str | None:
-        """Why the run failed for this table, or ``None`` where rows that are written now find a partition."""
-        return self.error or ("; ".join(self.findings) if self.current_missing else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """How a run went: one result a table; ``in_recovery`` on a standby, which nothing can be made on."""
-
-    results: tuple[TableResult, ...] = ()
-    in_recovery: bool = False
-
-    @property
-    def created(self) -> int:
-        """How many partitions the run made."""
-        return sum(len(result.created) for result in self.results)
-
-    @property
-    def failure(self) -> str | None:
-        """Why the run failed, a line a table; ``None`` if it did not."""
-        failed = (f"{result.table}: {result.failure}" for result in self.results if result.failure)
-        return "\n".join(failed) or None
 
 
 @dataclass(slots=True)
@@ -91,56 +32,6 @@ class _Work:
     created: list[str] = field(default_factory=list)
     missing: list[CreatePartition] = field(default_factory=list)
     error: str | None = None
-
-
-def clock(database_now: datetime) -> datetime:
-    """Return the instant to work at: the database's, or the one an operator rehearses."""
-    rehearsed = os.environ.get(NOW_VARIABLE)
-    return database_now if not rehearsed else parse_instant(rehearsed)
-
-
-def parse_instant(text: str) -> datetime:
-    """Read ``ALEMBIC_PARTITIONS_NOW``: an ISO 8601 instant with its offset.
-
-    :raises SettingError: it is none.
-    """
-    with suppress(ValueError, OverflowError):  # no time at all, or one with no room left for its offset
-        instant = iso_time(text)
-        if instant.tzinfo is not None:
-            return instant.astimezone(timezone.utc)
-    raise SettingError(
-        name=NOW_VARIABLE,
-        value=text,
-        expected="an ISO 8601 instant with its offset, such as 2026-04-05T13:37:11+12:00",
-    )
-
-
-def config_home(migration: MigrationContext) -> str | None:
-    """Return where a migration's partition_config belongs: as told, else beside alembic_version.
-
-    ``None`` stands for the default schema of the migration's connection.
-    """
-    told = os.environ.get(SCHEMA_VARIABLE)
-    if not told and migration.config is not None:
-        told = migration.config.get_alembic_option(SCHEMA_OPTION)
-    return told or migration.version_table_schema
-
-
-def config_schema(connection: Connection, schema: str | None) -> str | None:
-    """Return where partition_config lives: as told, as the environment says, or by our mark.
-
-    :raises ConfigurationError: it is not where it was told to be, but elsewhere; or see
-        :func:`catalog.find_config`.
-    """
-    told = schema or os.environ.get(SCHEMA_VARIABLE) or None
-    found = catalog.find_config(connection, told, bounded=True)
-    elsewhere = catalog.config_schemas(connection) if found is None else []
-    if elsewhere:
-        raise ConfigurationError(
-            problem=f"is not in schema {told!r}, but in " + " and ".join(map(repr, elsewhere)),
-            remedy=f"Correct schema= or {SCHEMA_VARIABLE}, or leave it out.",
-        )
-    return found
 
 
 def plan(
@@ -199,7 +90,7 @@ def ensure(
                 _make(connection, step, work, snapshot.user, give_up_at, patience)
     report = Report(tuple(_result(work) for work in works))
     if report.created or report.failure != (known_failure if report.failure else None):
-        _record(connection, snapshot, "ensure", report)
+        record(connection, snapshot, "ensure", report)
     return report
 
 
@@ -301,21 +192,3 @@ def _result(work: _Work) -> TableResult:
         error=work.error,
         findings=tuple(map(str, work.plan.findings)),
     )
-
-
-def _record(connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report) -> None:
-    """Write the run down. A DDL role that may not is no reason to fail: the partitions stand."""
-    try:
-        with connection.begin():
-            connection.execute(
-                # Inline: RETURNING id would need SELECT as well.
-                ddl.runs_table(snapshot.config_schema).insert().inline(),
-                {
-                    "started_at": snapshot.now,
-                    "action": action,
-                    "created": report.created,
-                    "error": report.failure,
-                },
-            )
-    except DBAPIError as error:
-        logger.warning("the run could not be written to partition_runs: %s", reason(error))

@@ -1,0 +1,19 @@
+"""The command line. SQL and JSON go to stdout, talk to stderr; a failure is one line and an exit code.
+
+Alembic and rich are imported by the commands that need them: a replica that finds nothing to do should
+pay little more than plain Alembic costs.
+"""
+
+from . import keeping, migrating, showing
+from .door import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, main
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_OK",
+    "EXIT_USAGE",
+    "keeping",
+    "main",
+    "migrating",
+    "showing",
+]

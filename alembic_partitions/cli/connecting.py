@@ -1,0 +1,100 @@
+"""From what the user said to a connection: a URL, or wherever env.py connects."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import TypeVar
+
+import click
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
+
+from alembic_partitions import deploy
+from alembic_partitions.errors import NotManagedError
+from alembic_partitions.sessions import side_connection
+
+from .door import Call
+
+# SQLAlchemy 2.1 reads a plain "postgresql://" as psycopg 3, 2.0 as psycopg2: we take what is installed.
+_DRIVERS = ("psycopg", "psycopg2", "asyncpg")
+
+T = TypeVar("T")
+
+
+def visit(
+    call: Call,
+    url: str | None,
+    tables: Collection[str],
+    work: Callable[[Connection, Collection[str] | None], T],
+) -> list[tuple[str, T]]:
+    """Call ``work`` with a connection of its own to ``url``, or to each database that env.py opens.
+
+    Of several databases each need not know every one of ``tables``.
+
+    :return: what it returned, with the name of the database.
+    """
+    done: list[tuple[str, T]] = []
+    turns: list[list[str] | None] = [[table] for table in tables]
+    unknown = set(tables)
+
+    def beside(connection: Connection) -> None:
+        if connection.dialect.name != "postgresql":
+            raise click.ClickException(f"{connection.dialect.name} is not PostgreSQL.")
+        database = connection.engine.url.database or ""
+        with side_connection(connection.engine) as side:
+            for some in turns or [None]:
+                with suppress(NotManagedError):
+                    done.append((database, work(side, some)))
+                    unknown.difference_update(some or ())
+
+    _connect(call, url, beside)
+    if unknown:
+        raise NotManagedError(table=", ".join(sorted(unknown)))
+    return done
+
+
+def _connect(call: Call, url: str | None, beside: Callable[[Connection], None]) -> None:
+    if url is None:
+        with deploy.visiting(beside, prepare=call.learn):
+            call.alembic("current")
+        return
+    engine = _engine(address(call, url))
+    if not engine.dialect.is_async:
+        with engine.connect() as connection:
+            beside(connection)
+        return
+
+    import asyncio
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+    async def open_async() -> None:
+        async with AsyncEngine(engine).connect() as connection:
+            await connection.run_sync(beside)
+
+    asyncio.run(open_async())
+
+
+def place(url: URL) -> tuple[str | None, int, str | None]:
+    return url.host, url.port or 5432, url.database
+
+
+def _engine(url: URL) -> Engine:
+    if not url.get_dialect().is_async:
+        return create_engine(url, poolclass=NullPool)
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    return create_async_engine(url, poolclass=NullPool).sync_engine
+
+
+def address(call: Call, url: str) -> URL:
+    """Read a URL as people write it: "postgres://" too, and without a driver for one that is installed."""
+    call.urls.append(url)
+    made = make_url(url)
+    if made.drivername not in {"postgres", "postgresql"}:
+        return made
+    for driver in _DRIVERS:
+        if importlib.util.find_spec(driver):
+            return made.set(drivername=f"postgresql+{driver}")
+    raise click.ClickException(f"no PostgreSQL driver is installed: pip install {_DRIVERS[1]}-binary")
