@@ -5,6 +5,19 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .children import read_family
+from .draining import (
+    Leftover,
+    copied_columns,
+    has_rows,
+    insert_triggers,
+    movable_columns,
+    read_source,
+    read_stagings,
+    rows_outside,
+    see_all_rows,
+    stranded_windows,
+)
 from .reads import (
     Blocker,
     Snapshot,
@@ -32,25 +45,36 @@ from .reads import (
 
 __all__ = [
     "Blocker",
+    "Leftover",
     "Snapshot",
     "TableKey",
     "blockers",
     "config_schemas",
+    "copied_columns",
     "describe_table",
     "find_config",
+    "has_rows",
     "holders",
     "inherited_keys",
+    "insert_triggers",
     "meant",
+    "movable_columns",
     "names_in_use",
     "notice",
     "partitioned_tables",
     "partitions_of",
+    "read_family",
     "read_key",
     "read_snapshot",
+    "read_source",
+    "read_stagings",
     "resolve",
+    "rows_outside",
     "schema_exists",
+    "see_all_rows",
     "shown_tables",
     "standing",
+    "stranded_windows",
     "utc_settings",
     "with_partitions",
 ]

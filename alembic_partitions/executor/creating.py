@@ -25,7 +25,7 @@ TURN_TIMEOUT_MS = 2_000
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
-_LOST_RACE = {"42P07", "42710", "23505", "42P17"}
+LOST_RACE = {"42P07", "42710", "23505", "42P17"}
 
 
 def render(
@@ -40,7 +40,7 @@ def render(
     ]
     elements = [*opening, *ddl.partition_elements(step, user)]
     return tuple(
-        Statement(element.sql(), _locks(step) if isinstance(element, ddl.Attach) else "")
+        Statement(element.sql(), attach_locks(step) if isinstance(element, ddl.Attach) else "")
         for element in elements
     )
 
@@ -89,7 +89,7 @@ def create_partition(
             )
         except DBAPIError as error:
             code = sqlstate(error)
-            if code in _LOST_RACE:
+            if code in LOST_RACE:
                 return _verified(connection, step, error)
             if code not in TRY_AGAIN:
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
@@ -151,7 +151,8 @@ def _verified(connection: Connection, step: CreatePartition, error: DBAPIError) 
     raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
 
 
-def _locks(step: CreatePartition) -> str:
+def attach_locks(step: CreatePartition) -> str:
+    """Name the locks that ATTACH takes."""
     locks = [f"SHARE UPDATE EXCLUSIVE on {step.table}"]
     locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in step.table.traits.key_tables]
     locks += [

@@ -1,6 +1,7 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .repairing import Progress, RepairPlan, plan_repair, repair
 from .reports import Report, TablePlan, TableResult
 from .settings import (
     NOW_VARIABLE,
@@ -16,6 +17,8 @@ __all__ = [
     "NOW_VARIABLE",
     "SCHEMA_OPTION",
     "SCHEMA_VARIABLE",
+    "Progress",
+    "RepairPlan",
     "Report",
     "TablePlan",
     "TableResult",
@@ -25,5 +28,7 @@ __all__ = [
     "ensure",
     "parse_instant",
     "plan",
+    "plan_repair",
+    "repair",
     "with_free_names",
 ]
