@@ -43,7 +43,7 @@ class OfTable(Element):
 
 
 class LockAgainstAll(OfTable):
-    """Keep everybody out of a table, as ATTACH is about to do anyway: one wait instead of two."""
+    """Keep everybody out of a table until the transaction ends."""
 
     def sql(self) -> str:
         return f"LOCK TABLE ONLY {self.table} IN ACCESS EXCLUSIVE MODE"

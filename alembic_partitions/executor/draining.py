@@ -1,7 +1,8 @@
 """Rows of a DEFAULT partition moved to their windows, with writers at work.
 
-A window of few rows gets its partition in one transaction: made, filled and attached, so no reader ever
-misses a row. Rows of a larger one are gathered beside the table first, a batch a transaction, and cannot be
+A window of few rows gets its partition in one transaction: made, filled and attached. No reader misses a row:
+that transaction keeps them all out, since one who waits for the DEFAULT partition alone has already looked up
+which partitions there are, and would find the rows neither here nor there. Rows of a larger window are gathered beside the table first, a batch a transaction, and cannot be
 seen through the table until the last transaction attaches what they were gathered in. A run that is cut off
 leaves that table under its mark, and the next one carries on.
 """
@@ -66,18 +67,12 @@ def drain_script(drain: Drain, user: str | None = None) -> DrainScript:
     making, attaching = elements[:attach], elements[attach:]
     turn: list[ddl.Element] = [ddl.LockParent(step.table.oid), ddl.SetLockTimeout(LOCK_TIMEOUT_MS)]
     last = _moving(drain, None, ddl.CheckConstraintsNow())
-    if source is not None:
-        name = f"{source.partition.schema}.{source.partition.name}"
-        lock = ddl.LockAgainstAll(source.partition.schema, source.partition.name)
-        last.insert(1, Statement(lock.sql(), f"ACCESS EXCLUSIVE on {name} (DEFAULT), as ATTACH does"))
     ending = [*last, *(_statement(element, step, drain) for element in attaching)]
+    beginning = making if drain.how is Staged.AT_ONCE else [ddl.MarkPartition(step)]
+    final = transaction(*turn, *_locked(drain), *beginning, *ending, lock_timeout_ms=TURN_TIMEOUT_MS)
     prepare = gather = None
-    if drain.how is Staged.AT_ONCE:
-        final = transaction(*turn, *making, *ending, lock_timeout_ms=TURN_TIMEOUT_MS)
-    else:
-        mark = ddl.MarkPartition(step)
-        final = transaction(*turn, mark, *ending, lock_timeout_ms=TURN_TIMEOUT_MS)
-        gather = transaction(*_moving(drain, drain.batch)) if source is not None else None
+    if drain.how is not Staged.AT_ONCE and source is not None:
+        gather = transaction(*_moving(drain, drain.batch))
     if drain.how is Staged.GATHERED:
         # The mark that says "ours" is for partitions; this is none yet.
         bare = [ddl.MarkDraining(step) if isinstance(e, ddl.MarkPartition) else e for e in making]
@@ -88,25 +83,24 @@ def drain_script(drain: Drain, user: str | None = None) -> DrainScript:
 
 def drain(
     connection: Connection, work: Drain, *, user: str | None = None, moved: Told = lambda rows: None
-) -> int:
-    """Move the rows of one window; return how many.
+) -> bool:
+    """Move the rows of one window; return whether it was us, not a competitor, who made its partition.
 
     :param connection: not in a transaction.
     :param moved: told of the rows of each transaction, once it is committed.
     :raises LockNotAvailable: the locks were not to be had.
     :raises WorkFailed: PostgreSQL refused; rows moved so far are safe, and the next run carries on.
     """
-    step, total = work.step, 0
+    step = work.step
     script = drain_script(work, user)
     what = f"moving rows of its DEFAULT partition to {step.name}"
     if script.prepare is not None and not _once(connection, script.prepare, work, what):
-        return 0
+        return False
     if script.gather is not None:
         rows = work.batch
         while rows == work.batch:
             rows = _insist(connection, script.gather, work, what)
             moved(rows)
-            total += rows
     try:
         rows = _insist(connection, script.attach, work, what)
     except WorkFailed as failed:
@@ -114,9 +108,9 @@ def drain(
             raise
         if work.how is not Staged.AT_ONCE:
             _pour(connection, work, what)
-        return total
+        return False
     moved(rows)
-    return total + rows
+    return True
 
 
 def _once(connection: Connection, batch: Batch, work: Drain, what: str) -> bool:
@@ -168,6 +162,19 @@ def _pour(connection: Connection, work: Drain, what: str) -> None:
             why = f"rows in {table.schema}.{step.name} have nowhere to go"
             raise WorkFailed(table=str(table), what=what, reason=why)
     _insist(connection, transaction(ddl.DropTable(table.schema, step.name)), work, what)
+
+
+def _locked(drain: Drain) -> list[Statement]:
+    """Keep everybody out while rows are neither here nor there."""
+    if drain.source is None:
+        return []
+    table, default = drain.step.table, drain.source.partition
+    parent = ddl.LockAgainstAll(table.schema, table.name)
+    lock = ddl.LockAgainstAll(default.schema, default.name)
+    return [
+        Statement(parent.sql(), f"ACCESS EXCLUSIVE on {table}, until the rows have moved"),
+        Statement(lock.sql(), f"ACCESS EXCLUSIVE on {default.schema}.{default.name} (DEFAULT)"),
+    ]
 
 
 def _moving(drain: Drain, limit: int | None, *closing: ddl.Element) -> list[ddl.Element | Statement]:
