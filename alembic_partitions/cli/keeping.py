@@ -14,7 +14,8 @@ from .connecting import visit
 from .door import EXIT_OK, Call, Command, alembic_options, busy, main, say
 
 
-def _database_options(command: Command) -> Command:
+def database_options(command: Command) -> Command:
+    """Add what says which database, and which tables of it."""
     for option in (
         click.option(
             "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
@@ -31,7 +32,7 @@ def _database_options(command: Command) -> Command:
 
 
 @main.command()
-@_database_options
+@database_options
 @click.pass_obj
 def plan(call: Call, url: str | None, schema: str | None, tables: tuple[str, ...], as_json: bool) -> None:
     """Print the exact SQL that `ensure` would run, with the locks it takes and why."""
@@ -54,7 +55,7 @@ def plan(call: Call, url: str | None, schema: str | None, tables: tuple[str, ...
 
 
 @main.command()
-@_database_options
+@database_options
 @click.pass_obj
 def ensure(call: Call, url: str | None, schema: str | None, tables: tuple[str, ...], as_json: bool) -> int:
     """Make the partitions that are missing, each committed by itself."""

@@ -37,7 +37,10 @@ class TestRow(Element):
     def sql(self) -> str:
         table, key = qualified(self.schema, self.table), quote(self.key)
         value = f"CAST({bound_literal(self.value, self.key_type)} AS {self.key_type})"
-        where_to = " RETURNING CAST(tableoid AS regclass)::text"
+        where_to = (
+            " RETURNING (SELECT concat(n.nspname, '.', c.relname) FROM pg_class c"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tableoid)"
+        )
         if self.columns is None:
             return f"INSERT INTO {table} ({key}) VALUES ({value}){where_to}"
         names = [str(quote(name)) for name in self.columns]

@@ -1,10 +1,12 @@
 """Rows of a DEFAULT partition moved to their windows, with writers at work.
 
-A window of few rows gets its partition in one transaction: made, filled and attached. No reader misses a row:
-that transaction keeps them all out, since one who waits for the DEFAULT partition alone has already looked up
-which partitions there are, and would find the rows neither here nor there. Rows of a larger window are gathered beside the table first, a batch a transaction, and cannot be
-seen through the table until the last transaction attaches what they were gathered in. A run that is cut off
-leaves that table under its mark, and the next one carries on.
+A window of few rows gets its partition in one transaction: made, filled and attached. It keeps readers out
+meanwhile, or one of them might miss rows: who waits for the DEFAULT partition alone has already looked up
+which partitions there are, and would find the rows neither here nor there.
+
+Rows of a larger window are gathered beside the table first, a batch a transaction, and cannot be seen through
+the table until the last transaction attaches what they were gathered in. A run that is cut off leaves that
+table under its mark, and the next one carries on.
 """
 
 from __future__ import annotations

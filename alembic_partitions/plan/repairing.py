@@ -113,6 +113,8 @@ def windows_asked(grid: Grid, now: datetime, asked: Asked) -> list[Window]:
         start, stop = _ends(grid, now, asked)
         windows = list(windows_between(grid, start, stop))
         current = grid.key_at(now)
+    except RepairRangeError:
+        raise
     except PolicyError as error:
         raise RepairRangeError(problem=error.problem, remedy=error.remedy) from None
     except (WindowRangeError, OverflowError) as error:
