@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -15,6 +17,8 @@ from .statements import Batch, Statement, alone, apply, insist, transaction
 #: CONCURRENTLY waits for transactions that began before it.
 CONCURRENT_LOCK_TIMEOUT_MS = 60_000
 CONCURRENT_STATEMENT_TIMEOUT_MS = 3_600_000
+#: Seconds that the lock of one thing is tried for.
+PATIENCE = 10.0
 
 
 def mend_batches(mend: Mend) -> list[Batch]:
@@ -24,7 +28,8 @@ def mend_batches(mend: Mend) -> list[Batch]:
     if mend.mending is Mending.DROP_INDEX:
         return [_beside(mend, ddl.DropIndex(mend.child.schema, mend.subject))]
     if mend.mending is Mending.REBUILD_INDEX:
-        return [_beside(mend, ddl.RebuildIndex(mend.child.schema, mend.subject))]
+        # It is attached already; told so once more, current releases look whether the parent's is valid now.
+        return [_beside(mend, ddl.RebuildIndex(mend.child.schema, mend.subject)), _attached(mend)]
     lock = "SHARE UPDATE EXCLUSIVE" if mend.mending is Mending.STATISTICS else "ACCESS EXCLUSIVE"
     return [transaction(Statement(_alteration(mend).sql(), f"{lock} on {mend.child}"))]
 
@@ -93,4 +98,5 @@ def mend_child(connection: Connection, table: ManagedTable, mend: Mend) -> None:
             table=str(table),
             what=what,
             relations=[mend.child.oid],
+            give_up_at=time.monotonic() + PATIENCE,
         )

@@ -121,8 +121,20 @@ def differences(parent: Relation, children: Sequence[Relation]) -> tuple[list[Me
         else:
             mends += wrong
         findings += [item for item in found if isinstance(item, Finding)]
+    findings += _still_invalid(parent, children)
     order = list(Mending)
     return sorted(mends, key=lambda mend: order.index(mend.mending)), findings
+
+
+def _still_invalid(parent: Relation, children: Sequence[Relation]) -> Iterator[Finding]:
+    for index in parent.indexes:
+        own = [i for child in children for i in child.indexes if i.attached_to == index.oid]
+        if own and not index.valid and len(own) == len(children) and all(i.valid for i in own):
+            told = (
+                f"index {index.schema}.{index.name} is invalid though each partition has one; on a current"
+                f" minor release, ALTER INDEX ... ATTACH PARTITION {own[0].name} once more makes it valid"
+            )
+            yield Finding(Refusal.BY_HAND, told)
 
 
 def _traits(parent: Relation, child: Relation) -> Iterator[Mend | Finding]:
