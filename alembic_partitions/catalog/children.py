@@ -33,6 +33,8 @@ ORDER BY c.oid <> CAST(:parent AS oid), c.relname
 
 # The definition from USING on: what stands before it is written here as PostgreSQL does, names and all, so
 # that no name can be mistaken for it. search_path is pg_catalog, so every name has its schema.
+# pg_get_indexdef() waits for whoever has locked the partition, so it is asked only where an index of the
+# parent is invalid, and of those alone that may have to do with it.
 _INDEXES = text("""
 SELECT d.*, CASE WHEN starts_with(d.definition, d.head) THEN substr(d.definition, length(d.head) + 1)
             END AS body
@@ -41,7 +43,10 @@ FROM (
            x.indisunique AS unique, x.indisvalid AND x.indisready AS valid, h.inhparent AS attached_to,
            k.conname AS constraint, k.contype::text AS constraint_kind,
            k.condeferrable AS deferrable, k.condeferred AS deferred,
-           pg_get_indexdef(x.indexrelid) AS definition,
+           CASE WHEN EXISTS (SELECT FROM pg_index p
+                             WHERE p.indrelid = CAST(:parent AS oid) AND NOT p.indisvalid)
+                     AND (h.inhparent IS NULL OR x.indrelid = CAST(:parent AS oid))
+                THEN pg_get_indexdef(x.indexrelid) END AS definition,
            concat('CREATE ', CASE WHEN x.indisunique THEN 'UNIQUE ' END, 'INDEX ', quote_ident(i.relname),
                   ' ON ', CASE WHEN i.relkind = 'I' THEN 'ONLY ' END,
                   quote_ident(m.nspname), '.', quote_ident(c.relname), ' ') AS head
@@ -66,7 +71,7 @@ def read_family(connection: Connection, managed: ManagedTable) -> tuple[Relation
     """Return a table and its partitions; under :func:`~alembic_partitions.catalog.see_all_rows`."""
     rows = connection.execute(_RELATIONS, {"parent": managed.oid}).all()
     indexes: dict[int, list[Index]] = {row.oid: [] for row in rows}
-    for row in connection.execute(_INDEXES, {"relations": list(indexes)}):
+    for row in connection.execute(_INDEXES, {"parent": managed.oid, "relations": list(indexes)}):
         indexes[row.relation].append(_index(row))
     relations = [_relation(row, tuple(indexes[row.oid])) for row in rows]
     return relations[0], relations[1:]

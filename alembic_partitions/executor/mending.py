@@ -15,7 +15,7 @@ from alembic_partitions.plan import ManagedTable, Mend, Mending
 from .statements import Batch, Statement, alone, apply, insist, transaction
 
 #: CONCURRENTLY waits for transactions that began before it.
-CONCURRENT_LOCK_TIMEOUT_MS = 60_000
+CONCURRENT_LOCK_TIMEOUT_MS = 30_000
 CONCURRENT_STATEMENT_TIMEOUT_MS = 3_600_000
 #: Seconds that the lock of one thing is tried for.
 PATIENCE = 10.0

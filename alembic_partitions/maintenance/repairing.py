@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -15,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import NotManagedError, PartitionError, WindowRangeError
+from alembic_partitions.errors import NotManagedError, PartitionError, WindowRangeError, WorkFailed
 from alembic_partitions.locks import one_run
 from alembic_partitions.periods import KeyValue, Window
 from alembic_partitions.plan import (
@@ -220,7 +221,7 @@ def _plan(
         drains = []
         findings += refusals
         findings += [Finding(Refusal.WAITING, f"{staging.schema}.{staging.name}") for staging in stagings]
-    mends, differing = differences(*catalog.read_family(connection, table))
+    mends, differing = _differences(connection, table)
     edges = sorted(windows, key=lambda window: window.begin)
     keys = [table.grid.key_at(now), *(window.begin for window in (*edges[:1], *edges[-1:]))]
     return RepairPlan(
@@ -233,6 +234,16 @@ def _plan(
         tuple(catalog.copied_columns(connection, table)),
         user,
     )
+
+
+def _differences(connection: Connection, table: ManagedTable) -> tuple[list[Mend], list[Finding]]:
+    """Compare partitions with their parent; one that somebody has locked is no reason to leave the rest."""
+    try:
+        with connection.begin_nested():
+            family = catalog.read_family(connection, table)
+    except DBAPIError as error:
+        return [], [Finding(Refusal.UNCOMPARED, f"{table} ({reason(error)})")]
+    return differences(*family)
 
 
 def _stranded(
@@ -276,6 +287,8 @@ class _Work:
     plan: RepairPlan
     progress: Progress
     created: list[str] = field(default_factory=list)
+    #: How many gaps have their partition now, whoever made it.
+    filled: int = 0
     moved: int = 0
     mended: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -288,23 +301,18 @@ class _Work:
         self.error = plan.error
         self.findings += plan.findings
         if self.error is None:
-            with self._caught():
-                self._fill_gaps()
-                self._drain()
-                self._mend()
-            with self._caught():
-                self._prove()
-        gaps = [step for step in plan.gaps.steps if step.name not in self.created]
+            for work in (self._fill_gaps, self._drain, self._mend, self._prove):
+                with self._caught():
+                    work()
+        left = dataclasses.replace(plan.gaps, steps=plan.gaps.steps[self.filled :])
         return TableResult(
             table=str(plan.table),
             created=tuple(self.created),
             moved=self.moved,
             mended=tuple(self.mended),
             proof=self.proof,
-            current_missing=Plan(
-                plan.table, tuple(gaps), current_blocked=plan.gaps.current_blocked
-            ).current_missing,
-            horizon_short=bool(self.error and gaps),
+            current_missing=left.current_missing,
+            horizon_short=bool(left.steps),
             error=self.error,
             findings=tuple(map(str, dict.fromkeys(self.findings))),
         )
@@ -314,14 +322,18 @@ class _Work:
         try:
             yield
         except (PartitionError, DBAPIError) as error:
-            self.error = self.error or _told(error)
-            logger.warning("repair of %s: %s", self.plan.table, _told(error))
+            self._failed(error)
+
+    def _failed(self, error: PartitionError | DBAPIError) -> None:
+        self.error = self.error or _told(error)
+        logger.warning("repair of %s: %s", self.plan.table, _told(error))
 
     def _fill_gaps(self) -> None:
         steps = self.plan.gaps.steps
         for number, step in enumerate(steps, start=1):
             if executor.create_partition(self.connection, step, user=self.plan.user):
                 self.created.append(step.name)
+            self.filled = number
             self.progress(str(self.plan.table), "windows", number, len(steps))
 
     def _drain(self) -> None:
@@ -335,13 +347,22 @@ class _Work:
             self.progress(table, "rows", self.moved, max(total, self.moved))
 
         for drain in self.plan.drains:
-            if executor.drain(self.connection, drain, user=self.plan.user, moved=moved):
-                self.created.append(drain.step.name)
+            try:
+                if executor.drain(self.connection, drain, user=self.plan.user, moved=moved):
+                    self.created.append(drain.step.name)
+            except WorkFailed as error:  # another window may do better; where locks are missing, none will
+                self._failed(error)
 
     def _mend(self) -> None:
+        stuck = set[int]()
         for number, mend in enumerate(self.plan.mends, start=1):
-            executor.mend_child(self.connection, self.plan.table, mend)
-            self.mended.append(str(mend))
+            if mend.child.oid in stuck:
+                continue
+            stuck.add(mend.child.oid)
+            with self._caught():
+                executor.mend_child(self.connection, self.plan.table, mend)
+                self.mended.append(str(mend))
+                stuck.remove(mend.child.oid)
             self.progress(str(self.plan.table), "mends", number, len(self.plan.mends))
 
     def _prove(self) -> None:

@@ -96,6 +96,7 @@ class Refusal(Enum):
     )
     MORE_STRANDED = "more windows than one run drains; repair again"
     WAITING = "rows that a run which was cut off has gathered wait there until this is settled"
+    UNCOMPARED = "partitions could not be compared with their table; repair again"
     FOREIGN_CHILD = "it lacks our mark, so it is not altered; do as its parent has it, or leave it so"
     BY_HAND = "repair does not do this; see to it by hand"
     LANDED_IN_DEFAULT = "a test row went into the DEFAULT partition"

@@ -293,3 +293,30 @@ def test_an_index_that_was_rebuilt_last_makes_the_parents_valid(engine: Engine) 
     told = [f for f in repair(engine).findings if "once more makes it valid" in f]
     # Older minor releases do not look again.
     assert bool(told) is not valid(engine, "by_note")
+
+
+def test_a_partition_that_is_locked_keeps_nothing_else_from_being_repaired(engine: Engine) -> None:
+    declare(engine)
+    run(engine, "CREATE INDEX by_note ON ONLY odds (note)", "DROP TABLE odds_2026_04_07")
+    run(engine, f"CREATE INDEX mine ON {FIRST} (note)")
+    with engine.begin() as other:
+        other.execute(text(f"LOCK TABLE {FIRST}"))
+        result = repair(engine)
+    assert result.created == ("odds_2026_04_07",)
+    assert any("could not be compared" in finding for finding in result.findings)
+    assert len(repair(engine).mended) == 3
+
+
+def test_a_partition_that_cannot_be_mended_stops_no_other(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alembic_partitions.executor.mending.PATIENCE", 0.2)
+    declare(engine)
+    run(engine, "ALTER TABLE odds ENABLE ROW LEVEL SECURITY", "ALTER TABLE odds REPLICA IDENTITY FULL")
+    with engine.begin() as other:
+        other.execute(text(f"SELECT FROM {FIRST}"))
+        result = repair(engine)
+    assert result.error is not None
+    assert FIRST in result.error
+    assert len(result.mended) == 6
+    assert len(repair(engine).mended) == 2
