@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
-from alembic_partitions.drivers import sqlstate
+from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import WorkFailed
 from alembic_partitions.plan import (
     CreatePartition,
@@ -35,6 +35,10 @@ from .statements import LOCK_TIMEOUT_MS, Batch, Statement, insist, send, transac
 
 #: Seconds that a lock is tried for before a table is given up in this run.
 PATIENCE = 30.0
+#: Longest statement of the transaction that keeps readers out. ATTACH reads the DEFAULT partition through.
+ATTACH_TIMEOUT_MS = 20_000
+
+_QUERY_CANCELED = "57014"
 
 Told = Callable[[int], None]
 
@@ -71,7 +75,14 @@ def drain_script(drain: Drain, user: str | None = None) -> DrainScript:
     last = _moving(drain, None, ddl.CheckConstraintsNow())
     ending = [*last, *(_statement(element, step, drain) for element in attaching)]
     beginning = making if drain.how is Staged.AT_ONCE else [ddl.MarkPartition(step)]
-    final = transaction(*turn, *_locked(drain), *beginning, *ending, lock_timeout_ms=TURN_TIMEOUT_MS)
+    final = transaction(
+        *turn,
+        ddl.SetStatementTimeout(ATTACH_TIMEOUT_MS),
+        *_locked(drain),
+        *beginning,
+        *ending,
+        lock_timeout_ms=TURN_TIMEOUT_MS,
+    )
     prepare = gather = None
     if drain.how is not Staged.AT_ONCE and source is not None:
         gather = transaction(*_moving(drain, drain.batch))
@@ -174,7 +185,7 @@ def _locked(drain: Drain) -> list[Statement]:
     parent = ddl.LockAgainstAll(table.schema, table.name)
     lock = ddl.LockAgainstAll(default.schema, default.name)
     return [
-        Statement(parent.sql(), f"ACCESS EXCLUSIVE on {table}, until the rows have moved"),
+        Statement(parent.sql(), f"ACCESS EXCLUSIVE on {table}, until the rows are attached"),
         Statement(lock.sql(), f"ACCESS EXCLUSIVE on {default.schema}.{default.name} (DEFAULT)"),
     ]
 
@@ -236,7 +247,7 @@ def _insist(connection: Connection, batch: Batch, work: Drain, what: str) -> int
         rows = 0
         with connection.begin():
             for statement in batch.statements:
-                count = send(connection, statement)
+                count = _sent(connection, statement, work, what)
                 rows += count if statement.sql.startswith(ddl.MOVING) else 0
         return rows
 
@@ -249,6 +260,17 @@ def _insist(connection: Connection, batch: Batch, work: Drain, what: str) -> int
         relations=relations,
         give_up_at=time.monotonic() + PATIENCE,
     )
+
+
+def _sent(connection: Connection, statement: Statement, work: Drain, what: str) -> int:
+    try:
+        return send(connection, statement)
+    except DBAPIError as error:
+        if sqlstate(error) != _QUERY_CANCELED:
+            raise
+        # A second try would take as long, and keep others waiting once more.
+        told = f"{reason(error)}; repair with a smaller batch, or move rows of its DEFAULT partition by hand"
+        raise WorkFailed(table=str(work.step.table), what=what, reason=told) from error
 
 
 def _lost_race(failed: WorkFailed) -> bool:

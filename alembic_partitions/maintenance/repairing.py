@@ -210,13 +210,17 @@ def _plan(
     catalog.see_all_rows(connection)
     source = catalog.read_source(connection, table)
     stagings = catalog.read_stagings(connection, table)
-    stranded, findings = _stranded(connection, table, now, source, stagings)
+    found, findings = _stranded(connection, table, now, source)
+    stranded = [pair for pair in found if not any(_overlap(pair[0], staging) for staging in stagings)]
     moving = with_free_names(connection, lambda taken: plan_stranded(table, stranded, taken))
-    drains = [carried_on(table, source, staging, batch=batch) for staging in stagings]
+    drains = [
+        carried_on(table, source, s, sum(rows for window, rows in found if _overlap(window, s)), batch)
+        for s in stagings
+    ]
     drains += drains_of(moving, source, stranded, batch) if source is not None else []
     leave = [(drain.step.lower, drain.step.upper) for drain in drains]
     gaps = with_free_names(connection, lambda taken: plan_gaps(table, now, windows, taken, leave))
-    refusals = source.refusals() if source is not None and (drains or source.hides_rows) else []
+    refusals = source.refusals() if source is not None and (drains or source.is_blind) else []
     if refusals:
         drains = []
         findings += refusals
@@ -236,6 +240,10 @@ def _plan(
     )
 
 
+def _overlap(window: Window, staging: Staging) -> bool:
+    return window.begin < staging.upper and staging.lower < window.end
+
+
 def _differences(connection: Connection, table: ManagedTable) -> tuple[list[Mend], list[Finding]]:
     """Compare partitions with their parent; one that somebody has locked is no reason to leave the rest."""
     try:
@@ -251,10 +259,9 @@ def _stranded(
     table: ManagedTable,
     now: datetime,
     source: Source | None,
-    stagings: Sequence[Staging],
 ) -> tuple[list[tuple[Window, int]], list[Finding]]:
     """Return the windows that rows of the DEFAULT partition need, and what stays there."""
-    if source is None or source.hides_rows or not source.is_plain:
+    if source is None or source.is_blind:
         return [], []
     default = source.partition
     oldest, newest = limits(table, now)
@@ -271,12 +278,7 @@ def _stranded(
     left = catalog.rows_outside(connection, table, default, oldest, newest)
     if left is not None:
         findings.append(Finding(Refusal.OUTSIDE, f"{default.schema}.{default.name}, {left}"))
-    apart = [
-        (window, rows)
-        for window, rows in found
-        if not any(window.begin < s.upper and s.lower < window.end for s in stagings)
-    ]
-    return apart, findings
+    return found, findings
 
 
 @dataclass

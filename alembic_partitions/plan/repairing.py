@@ -61,6 +61,11 @@ class Source:
     foreign_keys: tuple[ForeignKey, ...] = ()
     incoming: tuple[str, ...] = ()
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether what it holds cannot be told from here."""
+        return self.hides_rows or not self.is_plain
+
     def refusals(self) -> list[Finding]:
         """Tell why no row of it may be moved."""
         name = f"{self.partition.schema}.{self.partition.name}"

@@ -368,6 +368,7 @@ def test_killed_at_any_statement_the_next_run_finishes(
     race = sa.Column("race", sa.Integer, sa.ForeignKey("races.id"), server_default="1")
     with_default(engine, "odds", *columns(), race)
     run(engine, "ALTER TABLE odds REPLICA IDENTITY FULL")
+    repair(engine)
     start_again(engine)
     expected = state(engine)
     doomed = create_engine(database.url, poolclass=NullPool)
@@ -389,22 +390,27 @@ def test_killed_at_any_statement_the_next_run_finishes(
             assert nothing_is_held(engine), (number, after)
 
 
-def test_a_table_that_a_killed_run_left_is_found_and_carried_on(database: Database, engine: Engine) -> None:
-    with_default(engine)
-    strand(engine)
-    expected = state(engine)
-    doomed = create_engine(database.url, poolclass=NullPool)
+def cut_off(engine: Engine, batches: int = 2) -> None:
+    """Leave a table that some batches of 30 rows have been gathered in."""
+    doomed = create_engine(engine.url, poolclass=NullPool)
     count = 0
 
     def kill(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         nonlocal count
         count += statement.startswith("WITH moved")
-        if count == 3:
+        if count > batches:
             raise Killed
 
     event.listen(doomed, "before_cursor_execute", kill)
     with pytest.raises(Killed):
         repair(doomed, batch=30)
+
+
+def test_a_table_that_a_killed_run_left_is_found_and_carried_on(engine: Engine) -> None:
+    with_default(engine)
+    strand(engine)
+    expected = state(engine)
+    cut_off(engine)
     assert in_default(engine) == 40
     assert scalar(engine, "SELECT count(*) FROM odds") == 40, "what is gathered cannot be seen yet"
     assert "left it half-way" in script(engine)
@@ -678,3 +684,72 @@ def test_who_is_in_the_way_is_named(engine: Engine, monkeypatch: pytest.MonkeyPa
     assert "slow report" in result.error
     assert result.moved == 0
     assert repair(engine).moved == 100
+
+
+@pytest.mark.parametrize("batch", [10_000, 30], ids=["at once", "gathered"])
+def test_a_move_that_takes_too_long_is_given_up_at_once_and_loses_nothing(
+    engine: Engine, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("alembic_partitions.executor.draining.ATTACH_TIMEOUT_MS", 250)
+    with_default(engine)
+    strand(engine)
+    run(
+        engine,
+        "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN IF current_query() LIKE '%ATTACH%' THEN PERFORM pg_sleep(5); END IF; END $$",
+        "CREATE EVENT TRIGGER slow ON ddl_command_end EXECUTE FUNCTION slow()",
+    )
+    before = state(engine)
+    with listening(engine) as sent:
+        result = repair(engine, batch=batch)
+    assert result.error is not None
+    assert "smaller batch" in result.error
+    assert len([s for s in sent.statements if "ATTACH" in s]) == 1, "others waited once"
+    assert state(engine) == before
+    run(engine, "DROP EVENT TRIGGER slow")
+    assert repair(engine, batch=batch).error is None
+    assert (state(engine), in_default(engine)) == (before, 0)
+
+
+def test_gathered_rows_come_back_though_the_default_partition_has_gone(engine: Engine) -> None:
+    with_default(engine)
+    strand(engine)
+    before = state(engine)
+    cut_off(engine, 4)
+    run(engine, "ALTER TABLE odds DETACH PARTITION odds_rest")
+    assert in_default(engine) == 0
+    assert repair(engine).error is None
+    assert state(engine) == before
+    assert scalar(engine, f"SELECT count(*) FROM {WINDOW}") == 100
+
+
+def test_gathered_rows_wait_while_a_foreign_key_refers_to_the_table(engine: Engine) -> None:
+    with_default(engine)
+    strand(engine)
+    before = state(engine)
+    cut_off(engine)
+    key = "CONSTRAINT k FOREIGN KEY (o, at) REFERENCES odds"
+    run(engine, f"CREATE TABLE bets (o bigint, at timestamptz, {key})")
+    result = repair(engine)
+    assert result.error is None
+    assert any(f.startswith(f"public.{WINDOW}: rows that a run") for f in result.findings)
+    assert state(engine) == before
+    run(engine, "DROP TABLE bets")
+    assert "(40 rows)" in script(engine)
+    assert repair(engine).moved == 40
+    assert (state(engine), in_default(engine)) == (before, 0)
+
+
+def test_a_default_partition_that_is_partitioned_itself_is_told(engine: Engine) -> None:
+    with_default(engine)
+    run(
+        engine,
+        "DROP TABLE odds_rest",
+        "CREATE TABLE odds_rest PARTITION OF odds DEFAULT PARTITION BY RANGE (id)",
+        "CREATE TABLE deeper PARTITION OF odds_rest DEFAULT",
+    )
+    strand(engine)
+    result = repair(engine)
+    assert result.moved == 0
+    assert any("partitioned itself" in finding for finding in result.findings)
+    assert scalar(engine, "SELECT count(*) FROM deeper") == 100
