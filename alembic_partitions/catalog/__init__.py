@@ -9,6 +9,7 @@ from .children import read_family
 from .draining import (
     Leftover,
     copied_columns,
+    count_rows,
     has_rows,
     insert_triggers,
     movable_columns,
@@ -51,6 +52,7 @@ __all__ = [
     "blockers",
     "config_schemas",
     "copied_columns",
+    "count_rows",
     "describe_table",
     "find_config",
     "has_rows",

@@ -184,6 +184,13 @@ def rows_outside(
     return Leftover(count, low, high) if count else None
 
 
+def count_rows(
+    connection: Connection, managed: ManagedTable, default: Partition, lower: KeyValue, upper: KeyValue
+) -> int:
+    """Count the rows from ``lower`` up to, not including, ``upper``; under :func:`see_all_rows`."""
+    return _Rows(managed, default).count(connection, lower, upper)
+
+
 class _Rows:
     """The rows of one partition, by their keys."""
 

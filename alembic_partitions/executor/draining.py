@@ -11,6 +11,7 @@ table under its mark, and the next one carries on.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def drain(
     :raises LockNotAvailable: the locks were not to be had.
     :raises WorkFailed: PostgreSQL refused; rows moved so far are safe, and the next run carries on.
     """
-    step = work.step
+    step, work = work.step, _grown(connection, work)
     script = drain_script(work, user)
     what = f"moving rows of its DEFAULT partition to {step.name}"
     if script.prepare is not None and not _once(connection, script.prepare, work, what):
@@ -124,6 +125,17 @@ def drain(
         return False
     moved(rows)
     return True
+
+
+def _grown(connection: Connection, work: Drain) -> Drain:
+    """Look again: a window may have grown since it was planned, and nobody is to wait for all of it."""
+    if work.how is not Staged.AT_ONCE or work.source is None:
+        return work
+    step = work.step
+    with connection.begin():
+        catalog.see_all_rows(connection)
+        rows = catalog.count_rows(connection, step.table, work.source.partition, step.lower, step.upper)
+    return work if rows <= work.batch else dataclasses.replace(work, rows=rows, how=Staged.GATHERED)
 
 
 def _once(connection: Connection, batch: Batch, work: Drain, what: str) -> bool:

@@ -259,6 +259,7 @@ def test_a_partition_that_is_partitioned_itself_is_told(engine: Engine) -> None:
     assert any(f.startswith("public.deep is partitioned itself") for f in result.findings)
 
 
+@pytest.mark.pg(">= 17")
 def test_an_exclusion_constraint_that_is_there_is_no_difference(engine: Engine) -> None:
     declare(engine)
     run(engine, "ALTER TABLE odds ADD CONSTRAINT apart EXCLUDE USING btree (id WITH =, at WITH =)")

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from alembic_partitions import maintenance
+from alembic_partitions import executor, maintenance
 from alembic_partitions.drivers import backend_pid
 from alembic_partitions.maintenance import repairing
-from alembic_partitions.plan import DRAINING_MARK
+from alembic_partitions.plan import DRAINING_MARK, Staged
 from tests.databases import Database, Roles
 from tests.tables import NOW, columns, declare, listening, partitions, policy, quote, rows, run, scalar
 
@@ -670,6 +670,20 @@ def test_two_rows_of_one_key_are_an_error_and_none_is_lost(engine: Engine) -> No
     run(engine, "DELETE FROM odds WHERE note = 'again'")
     assert repair(engine).error is None
     assert state(engine) == before
+
+
+def test_a_window_that_has_grown_since_it_was_planned_is_gathered(engine: Engine) -> None:
+    with_default(engine)
+    strand(engine, 20)
+    with engine.connect() as connection:
+        (plan,) = maintenance.plan_repair(connection, batch=30)
+        (planned,) = plan.drains
+        assert planned.how is Staged.AT_ONCE
+        strand(engine, 80, "2026-03-20 01:37:11+00")
+        with listening(engine) as sent:
+            assert executor.drain(connection, planned)
+    assert len([s for s in sent.statements if "LIMIT 30 FOR UPDATE SKIP LOCKED" in s]) == 4
+    assert scalar(engine, f"SELECT count(*) FROM {WINDOW}") == 100
 
 
 def test_who_is_in_the_way_is_named(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,7 +233,7 @@ def test_the_test_row_copies_the_newest_and_leaves_nothing(engine: Engine) -> No
     items = [
         *columns(),
         sa.Column("must", sa.Text, nullable=False),
-        sa.Column("twice", sa.Integer, sa.Computed("length(must) * 2")),
+        sa.Column("twice", sa.Integer, sa.Computed("length(must) * 2", persisted=True)),
     ]
     declare(engine, "odds", None, *items)
     run(
