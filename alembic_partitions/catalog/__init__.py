@@ -29,14 +29,21 @@ from .reads import (
     utc_settings,
     with_partitions,
 )
+from .removal import Removable, count_rows, detach_state, qualified_names_in_use, read_removable
+from .tending import analyzed, cancel_upkeep
 
 __all__ = [
     "Blocker",
+    "Removable",
     "Snapshot",
     "TableKey",
+    "analyzed",
     "blockers",
+    "cancel_upkeep",
     "config_schemas",
+    "count_rows",
     "describe_table",
+    "detach_state",
     "find_config",
     "holders",
     "inherited_keys",
@@ -45,7 +52,9 @@ __all__ = [
     "notice",
     "partitioned_tables",
     "partitions_of",
+    "qualified_names_in_use",
     "read_key",
+    "read_removable",
     "read_snapshot",
     "resolve",
     "schema_exists",

@@ -1,7 +1,9 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .maintaining import Orders, maintain, plan_maintain
 from .reports import Report, TablePlan, TableResult
+from .restoring import plan_restoring, restore
 from .settings import (
     NOW_VARIABLE,
     SCHEMA_OPTION,
@@ -16,6 +18,7 @@ __all__ = [
     "NOW_VARIABLE",
     "SCHEMA_OPTION",
     "SCHEMA_VARIABLE",
+    "Orders",
     "Report",
     "TablePlan",
     "TableResult",
@@ -23,7 +26,11 @@ __all__ = [
     "config_home",
     "config_schema",
     "ensure",
+    "maintain",
     "parse_instant",
     "plan",
+    "plan_maintain",
+    "plan_restoring",
+    "restore",
     "with_free_names",
 ]
