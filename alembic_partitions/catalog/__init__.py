@@ -5,6 +5,17 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .figures import (
+    Figures,
+    Rows,
+    Run,
+    counted_rows,
+    holding_rows,
+    last_runs,
+    only_reading,
+    partition_figures,
+    recent_runs,
+)
 from .reads import (
     Blocker,
     Snapshot,
@@ -32,21 +43,30 @@ from .reads import (
 
 __all__ = [
     "Blocker",
+    "Figures",
+    "Rows",
+    "Run",
     "Snapshot",
     "TableKey",
     "blockers",
     "config_schemas",
+    "counted_rows",
     "describe_table",
     "find_config",
     "holders",
+    "holding_rows",
     "inherited_keys",
+    "last_runs",
     "meant",
     "names_in_use",
     "notice",
+    "only_reading",
+    "partition_figures",
     "partitioned_tables",
     "partitions_of",
     "read_key",
     "read_snapshot",
+    "recent_runs",
     "resolve",
     "schema_exists",
     "shown_tables",

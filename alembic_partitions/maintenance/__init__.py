@@ -1,6 +1,7 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .looking import TableView, View, look, past_runs
 from .reports import Report, TablePlan, TableResult
 from .settings import (
     NOW_VARIABLE,
@@ -19,11 +20,15 @@ __all__ = [
     "Report",
     "TablePlan",
     "TableResult",
+    "TableView",
+    "View",
     "clock",
     "config_home",
     "config_schema",
     "ensure",
+    "look",
     "parse_instant",
+    "past_runs",
     "plan",
     "with_free_names",
 ]

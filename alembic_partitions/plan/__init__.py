@@ -1,6 +1,7 @@
 """What is there + policy + now -> what to do. Pure: plain values in, plain values out."""
 
 from .horizon import plan_horizon, plan_rows, plan_windows, windows_between
+from .runway import Runway, Stretch, instant_of, local, runway_of, uncovered
 from .values import (
     CONFIG_MARK,
     KEPT_MARK,
@@ -35,10 +36,16 @@ __all__ = [
     "Plan",
     "Reason",
     "Refusal",
+    "Runway",
+    "Stretch",
     "Traits",
     "in_order",
+    "instant_of",
+    "local",
     "plan_horizon",
     "plan_rows",
     "plan_windows",
+    "runway_of",
+    "uncovered",
     "windows_between",
 ]

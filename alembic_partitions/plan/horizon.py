@@ -48,7 +48,7 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     except WindowRangeError as error:
         findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
     try:
-        window, oldest = current, _cutoff(policy, grid, now)
+        window, oldest = current, cutoff(policy, grid, now)
         for distance in range(1, policy.lookback + 1):
             window = grid.before(window)
             if oldest is not None and window.end <= oldest:
@@ -135,7 +135,8 @@ def _refused(table: ManagedTable) -> Finding | None:
     return None
 
 
-def _cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | None:
+def cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | None:
+    """Return the key value before which rows are older than their retention; ``None`` keeps everything."""
     if policy.retention is None:
         return None
     return _key_near(grid, Period.parse(policy.retention).before(now, policy.timezone))
