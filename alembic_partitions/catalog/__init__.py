@@ -5,6 +5,17 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .figures import (
+    Figures,
+    Rows,
+    Run,
+    counted_rows,
+    holding_rows,
+    last_runs,
+    only_reading,
+    partition_figures,
+    recent_runs,
+)
 from .reads import (
     Blocker,
     Snapshot,
@@ -34,7 +45,10 @@ from .tending import analyzed, cancel_upkeep
 
 __all__ = [
     "Blocker",
+    "Figures",
     "Removable",
+    "Rows",
+    "Run",
     "Snapshot",
     "TableKey",
     "analyzed",
@@ -42,20 +56,26 @@ __all__ = [
     "cancel_upkeep",
     "config_schemas",
     "count_rows",
+    "counted_rows",
     "describe_table",
     "detach_state",
     "find_config",
     "holders",
+    "holding_rows",
     "inherited_keys",
+    "last_runs",
     "meant",
     "names_in_use",
     "notice",
+    "only_reading",
+    "partition_figures",
     "partitioned_tables",
     "partitions_of",
     "qualified_names_in_use",
     "read_key",
     "read_removable",
     "read_snapshot",
+    "recent_runs",
     "resolve",
     "schema_exists",
     "shown_tables",

@@ -10,28 +10,12 @@ import click
 from alembic_partitions import maintenance
 from alembic_partitions.talk import shown_log
 
-from .connecting import visit
-from .door import EXIT_OK, Call, Command, alembic_options, busy, main, say
-
-
-def _database_options(command: Command) -> Command:
-    for option in (
-        click.option(
-            "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
-        ),
-        click.option("--schema", help="Where partition_config is, if there are several."),
-        click.option(
-            "--table", "tables", multiple=True, help="Only this table, [schema.]name; may be repeated."
-        ),
-        click.option("--json", "as_json", is_flag=True, help="Machine-readable, to stdout."),
-        alembic_options,
-    ):
-        command = option(command)
-    return command
+from .connecting import database_options, visit
+from .door import EXIT_OK, Call, busy, main, say
 
 
 @main.command()
-@_database_options
+@database_options
 @click.pass_obj
 def plan(call: Call, url: str | None, schema: str | None, tables: tuple[str, ...], as_json: bool) -> None:
     """Print the exact SQL that `ensure` would run, with the locks it takes and why."""
@@ -54,7 +38,7 @@ def plan(call: Call, url: str | None, schema: str | None, tables: tuple[str, ...
 
 
 @main.command()
-@_database_options
+@database_options
 @click.pass_obj
 def ensure(call: Call, url: str | None, schema: str | None, tables: tuple[str, ...], as_json: bool) -> int:
     """Make the partitions that are missing, each committed by itself."""

@@ -1,6 +1,7 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .looking import TableView, View, look, past_runs
 from .maintaining import Orders, maintain, plan_maintain
 from .reports import Report, TablePlan, TableResult
 from .restoring import plan_restoring, restore
@@ -22,12 +23,16 @@ __all__ = [
     "Report",
     "TablePlan",
     "TableResult",
+    "TableView",
+    "View",
     "clock",
     "config_home",
     "config_schema",
     "ensure",
+    "look",
     "maintain",
     "parse_instant",
+    "past_runs",
     "plan",
     "plan_maintain",
     "plan_restoring",

@@ -15,6 +15,7 @@ from .removals import (
     told_of,
 )
 from .retention import plan_restore, plan_retention
+from .runway import Runway, Stretch, instant_of, local, runway_of, uncovered
 from .values import (
     CONFIG_MARK,
     DETACHED_MARK,
@@ -67,14 +68,20 @@ __all__ = [
     "Removal",
     "RestoreDetached",
     "Retention",
+    "Runway",
+    "Stretch",
     "Traits",
     "in_order",
+    "instant_of",
+    "local",
     "plan_horizon",
     "plan_restore",
     "plan_retention",
     "plan_rows",
     "plan_windows",
     "refused",
+    "runway_of",
     "told_of",
+    "uncovered",
     "windows_between",
 ]
