@@ -62,6 +62,13 @@ class NotManagedError(PartitionError, LookupError):
     table: str
 
 
+class NoPartitionError(PartitionError, LookupError):
+    """{name} is no partition of a table that is managed. Look at what there is with
+    "alembic-partitions status --partitions"; nothing was done."""
+
+    name: str
+
+
 class NotDetachedError(PartitionError, LookupError):
     """{name} is no partition that has been detached, or its table is gone. Look at what there is with
     "alembic-partitions restore --dry-run"; nothing was restored."""

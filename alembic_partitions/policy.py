@@ -351,11 +351,11 @@ def _period(policy: PartitionPolicy, name: str, value: Any) -> str:
     return str(value)
 
 
-# The least and the most hours in each, by the calendar and the clocks.
+# The least and the most hours in each, by the calendar.
 _HOURS: Mapping[str, tuple[int, int]] = {
     "hour": (1, 1),
-    "day": (23, 25),
-    "week": (7 * 23, 7 * 25),
+    "day": (24, 24),
+    "week": (7 * 24, 7 * 24),
     "month": (28 * 24, 31 * 24),
     "quarter": (90 * 24, 92 * 24),
     "year": (365 * 24, 366 * 24),

@@ -4,7 +4,7 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import keeping, migrating, showing
+from . import keeping, maintaining, migrating, showing
 from .door import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, main
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "EXIT_USAGE",
     "keeping",
     "main",
+    "maintaining",
     "migrating",
     "showing",
 ]

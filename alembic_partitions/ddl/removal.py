@@ -115,7 +115,10 @@ class MarkDetaching(Mark):
         return self.comment(
             DETACHING_MARK,
             "jsonb_build_object('checks', coalesce((SELECT jsonb_agg(x.conname) FROM pg_constraint x\n"
-            f"      WHERE x.conrelid = {self.regclass} AND x.contype = 'c'), '[]'))",
+            f"      WHERE x.conrelid = {self.regclass} AND x.contype = 'c'\n"
+            # One that a DETACH which was begun by somebody else has left already is none of the table's.
+            "      AND pg_get_constraintdef(x.oid) IS DISTINCT FROM\n"
+            "          'CHECK (' || pg_get_partition_constraintdef(x.conrelid) || ')'), '[]'))",
         )
 
 

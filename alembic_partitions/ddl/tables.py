@@ -42,9 +42,9 @@ _CHECKS = {
     "lookback": "lookback BETWEEN 0 AND 10000",
     # At least as long as a window: the most hours of the one against the least of the other.
     "retention": f"retention {_PERIOD} AND split_part(retention, ' ', 1)::bigint * CASE"
-    " rtrim(split_part(retention, ' ', 2), 's') WHEN 'hour' THEN 1 WHEN 'day' THEN 25 WHEN 'week' THEN 175"
+    " rtrim(split_part(retention, ' ', 2), 's') WHEN 'hour' THEN 1 WHEN 'day' THEN 24 WHEN 'week' THEN 168"
     " WHEN 'month' THEN 744 WHEN 'quarter' THEN 2208 ELSE 8784 END >= every * CASE interval"
-    " WHEN 'hour' THEN 1 WHEN 'day' THEN 23 WHEN 'week' THEN 161 WHEN 'month' THEN 672"
+    " WHEN 'hour' THEN 1 WHEN 'day' THEN 24 WHEN 'week' THEN 168 WHEN 'month' THEN 672"
     " WHEN 'quarter' THEN 2160 ELSE 8760 END",
     "on_expiry": "on_expiry IN ('detach', 'drop', 'archive')",
     "grace": f"grace {_PERIOD}",

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import PartitionError
+from alembic_partitions.errors import PartitionError, PolicyError
 from alembic_partitions.locks import one_run
 from alembic_partitions.plan import (
     DetachPartition,
@@ -82,7 +82,8 @@ def maintain(
     :param connection: not in a transaction, not the application's own.
     :param schema: where partition_config lives; ``None`` finds it by our mark.
     :param tables: only these, ``name`` or ``schema.name``.
-    :raises NotManagedError: one of ``tables``, or of the partitions to vacuum, is not managed.
+    :raises NotManagedError: one of ``tables`` is not managed.
+    :raises NoPartitionError: one of the partitions to vacuum is not there.
     :raises PolicyError: ``orders.retention`` is no period, or shorter than a window.
     :raises RunUnderWay: another run does not end.
     """
@@ -90,7 +91,7 @@ def maintain(
     snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None or snapshot.in_recovery:
         return Report(in_recovery=snapshot is not None)
-    managed = with_retention(snapshot.tables, orders.retention)
+    managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
     tell = progress or _silent
     ensured = ensure(connection, schema=schema, tables=tables, write_down=False)
@@ -130,7 +131,7 @@ def plan_maintain(
     snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return []
-    managed = with_retention(snapshot.tables, orders.retention)
+    managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
     horizon = plan(connection, schema=schema, tables=tables)
     moment = Moment(clock(snapshot.now), snapshot.now, dry_run=True)
@@ -225,6 +226,18 @@ def _joined(result: TableResult, work: _Work | None) -> TableResult:
     findings = (*result.findings, *(told for told in work.findings if told not in result.findings))
     error = "; ".join(errors) or None
     return dataclasses.replace(result, **done, error=error, findings=findings)  # type: ignore[arg-type]
+
+
+def _as_ordered(
+    managed: Sequence[ManagedTable], wanted: Collection[str] | None, orders: Orders
+) -> list[ManagedTable]:
+    if orders.retention is not None and wanted is None and len(managed) > 1:
+        raise PolicyError(
+            field="retention",
+            problem=f"given for {len(managed)} tables at once, whatever their policies say",
+            remedy="Name the tables that are meant: --table, or tables=.",
+        )
+    return with_retention(managed, orders.retention)
 
 
 def _after(table: ManagedTable, retention: Retention) -> ManagedTable:

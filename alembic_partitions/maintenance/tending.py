@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import NotManagedError
+from alembic_partitions.errors import NoPartitionError
 from alembic_partitions.plan import ManagedTable, Partition, in_order, refused
 
 #: In ``vacuum``: the partitions that have just closed.
@@ -108,7 +108,7 @@ def tend_all(
 def check_partitions(connection: Connection, tables: Sequence[ManagedTable], names: Collection[str]) -> None:
     """Make sure that each name is that of a partition of one of the tables.
 
-    :raises NotManagedError: one is not.
+    :raises NoPartitionError: one is not.
     """
     wanted = set(names) - {CLOSED}
     if not wanted:
@@ -116,7 +116,7 @@ def check_partitions(connection: Connection, tables: Sequence[ManagedTable], nam
     with connection.begin(), catalog.utc_settings(connection):
         whole = list(catalog.with_partitions(connection, tables))
     for name in sorted(wanted - {part.name for table in whole for part in table.partitions}):
-        raise NotManagedError(table=name)
+        raise NoPartitionError(name=name)
 
 
 def _just_closed(table: ManagedTable, at: dict[int, datetime | None], now: datetime) -> list[Partition]:
