@@ -1,11 +1,11 @@
 """A run that is killed (SIGKILL) right before or right after its n-th step; without a number it is counted.
 
 Steps are the statements that reach the server, and on the way to an archive the file's own.
-`python -m tests.killed URL NOW ACTION WHEN NUMBER FOLDER`
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -54,14 +54,14 @@ ACTIONS: dict[str, Callable[[Any, str], Any]] = {
         connection, orders=maintenance.Orders(archive_to=folder)
     ),
     "restore": lambda connection, folder: maintenance.restore(connection),
-    "repair": lambda connection, folder: maintenance.repair(connection, batch=2),
 }
 
 
-def main(url: str, now: str, action: str, when: str, number: str, folder: str) -> None:
+def live(url: str, now: str, action: str, when: str, number: int, folder: str) -> int:
+    """Run, and return how many steps that took; or do not return."""
     with pytest.MonkeyPatch.context() as patched:
         Clock(patched).set(datetime.fromisoformat(now))
-        fate = Fate(when, int(number))
+        fate = Fate(when, number)
         event.listen(Engine, "before_cursor_execute", fate.before)
         event.listen(Engine, "after_cursor_execute", fate.after)
         for name in FILE_STEPS:
@@ -69,8 +69,29 @@ def main(url: str, now: str, action: str, when: str, number: str, folder: str) -
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect() as connection:
             ACTIONS[action](connection, folder)
-        print(fate.steps)
+        return fate.steps
+
+
+def serve() -> None:
+    """Read runs from stdin, a JSON list a line; each lives in a process of its own, forked from this one."""
+    for line in sys.stdin:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(reader)
+            code = 1
+            try:
+                os.write(writer, str(live(*json.loads(line))).encode())
+                code = 0
+            finally:
+                os._exit(code)
+        os.close(writer)
+        with os.fdopen(reader) as told:
+            steps = told.read()
+        _, status = os.waitpid(child, 0)
+        ended = f"killed by {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        print(json.dumps([ended, int(steps or 0)]), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve()
