@@ -46,6 +46,13 @@ class TableView:
         known = [size for size in sizes if size is not None]
         return sum(known) if self.figures is not None and len(known) == len(sizes) else None
 
+    @property
+    def estimated_rows(self) -> int | None:
+        """Return the rows of all partitions, as ANALYZE has counted them."""
+        counts = [figures.rows for figures in (self.figures or {}).values()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if self.figures is not None and len(known) == len(counts) else None
+
 
 @dataclass(frozen=True, slots=True)
 class View:
