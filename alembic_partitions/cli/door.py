@@ -101,11 +101,11 @@ class Probe(click.Command):
         return super().make_context(*args, **options)
 
     def invoke(self, context: click.Context) -> Any:
-        """Run the command; a project's env.py that exits by itself is no answer."""
+        """Run the command; a reader that has closed its end of the pipe got no answer."""
         try:
             return super().invoke(context)
-        except SystemExit as error:
-            raise click.ClickException(f"env.py ended the process with exit code {error.code}") from error
+        except SystemExit:
+            return CHECK_UNKNOWN
 
 
 def remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:

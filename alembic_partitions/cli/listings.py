@@ -11,7 +11,7 @@ from rich.text import Text
 from alembic_partitions.catalog import Run
 from alembic_partitions.plan import Partition
 
-from .screens import Paper, bound_words
+from .screens import Paper
 from .standing import Row, partition_state
 from .words import UNKNOWN, duration, size, utc, when
 
@@ -20,7 +20,7 @@ def partitions(row: Row, paper: Paper) -> Table:
     """List the partitions of one table, on the clocks of its policy."""
     view, runway = row.view, row.runway
     drawn = _plain_table()
-    drawn.add_column("PARTITION", overflow="fold", ratio=1)
+    drawn.add_column("PARTITION", overflow="fold")
     drawn.add_column("FROM", no_wrap=True)
     drawn.add_column("TO", no_wrap=True)
     drawn.add_column("SIZE", justify="right", no_wrap=True)
@@ -35,8 +35,8 @@ def partitions(row: Row, paper: Paper) -> Table:
         count = rows.count if rows else None if view.rows is not None else figures and figures.rows
         drawn.add_row(
             Text(paper.text(part.name)),
-            "" if part.is_default else bound_words(row, part.lower),
-            "" if part.is_default else bound_words(row, part.upper),
+            "" if part.lower is None else when(view.table.grid, part.lower),
+            "" if part.upper is None else when(view.table.grid, part.upper),
             size(figures.bytes if figures else None),
             UNKNOWN if count is None else f"{count:,}",
             *(_ends(row, part) if view.rows is not None else ()),
@@ -64,7 +64,7 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
     drawn.add_column("RUN", no_wrap=True)
     drawn.add_column("TOOK", justify="right", no_wrap=True)
     drawn.add_column("BY", overflow="fold")
-    drawn.add_column("WHAT", overflow="fold", ratio=1)
+    drawn.add_column("WHAT", overflow="fold")
     for run in runs:
         what = Text(done(run))
         if run.error:
@@ -90,4 +90,4 @@ def done(run: Run) -> str:
 
 def _plain_table() -> Table:
     # No box: piped, a line is a line.
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="bold")
+    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")

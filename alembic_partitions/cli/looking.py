@@ -23,6 +23,7 @@ from .standing import Found, judge
 
 if TYPE_CHECKING:  # rich is loaded by whoever draws
     from rich.console import Console
+    from rich.table import Table
 
     from .screens import Paper
 
@@ -90,7 +91,7 @@ def status(
         for line in screens.one_table(row, paper):
             _print(console, line)
         if row.view.table.partitions:
-            console.print(listings.partitions(row, paper))
+            _print_table(console, listings.partitions(row, paper))
 
 
 @main.command(cls=Probe)
@@ -195,12 +196,15 @@ def history(
         if len(runs) > 1:
             _print(console, f"database {paper.text(database)}")
         if some:
-            console.print(listings.history(some, now, paper))
+            _print_table(console, listings.history(some, now, paper))
 
 
 def _look(call: Call, url: str | None, tables: tuple[str, ...], look: _Look) -> Found:
     with busy("looking"):
-        found = visit(call, url, tables, look)
+        try:
+            found = visit(call, url, tables, look)
+        except SystemExit as error:  # its exit code is no answer of ours
+            raise click.ClickException(f"env.py ended the process with exit code {error.code}") from error
     for line in dict.fromkeys(line for _, view in found for line in view.unknown):
         say(f"unknown: {line}")
     return found
@@ -243,3 +247,13 @@ def _print(console: Console, line: Any) -> None:
     """Print a line as it is, never cut: a terminal wraps it, a file keeps it."""
     if line is not None:
         console.print(line, soft_wrap=True)
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """Print a table without the blanks that fill its last column up."""
+    from rich.text import Text
+
+    with console.capture() as drawn:
+        console.print(table)
+    for line in drawn.get().splitlines():
+        _print(console, Text.from_ansi(line.rstrip()))

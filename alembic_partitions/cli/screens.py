@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.cells import cell_len
 from rich.text import Text
 
 from alembic_partitions.health import Level
-from alembic_partitions.periods import KeyValue
 from alembic_partitions.plan import Runway
 
 from .coverage import ASCII, UNICODE, Cell, coverage, today_column
 from .standing import Row
-from .words import policy_words, printable, retention_words, runway_words, size, when
+from .words import policy_words, printable, retention_words, runway_words, size, stretch
 
 # Colours only help: every sign is another character, too.
 _CELLS = {
@@ -37,6 +37,7 @@ _LEVELS = {
 }
 _WORST_FIRST = (Level.CRITICAL, Level.WARNING, Level.UNKNOWN, Level.OK)
 _ENDS = {"none": "lacks a partition now", "no end": "never runs out"}
+_FEW = 5
 _RUNWAY, _COUNT, _SIZE, _GAP = 8, 5, 8, 2
 
 
@@ -73,7 +74,17 @@ def status(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
         yield from _table(row, side, line, paper)
     yield Text()
     yield Text(paper.dot.join([f"{len(rows)} table{'s' * (len(rows) != 1)}", *_counts(rows)]))
+    yield from _worst(rows, paper)
     yield _legend(paper)
+
+
+def _worst(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
+    """Name those that are not well: of many tables they may have scrolled away."""
+    for level in (Level.CRITICAL, Level.WARNING):
+        names = [paper.text(row.health.table) for row in rows if row.health.level is level]
+        if names and len(rows) > _FEW:
+            some = ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
+            yield Text(f"{level.name}: {some}", _LEVELS[level])
 
 
 def one_table(row: Row, paper: Paper) -> Iterator[Text]:
@@ -84,7 +95,7 @@ def one_table(row: Row, paper: Paper) -> Iterator[Text]:
 def _columns(rows: Sequence[Row], paper: Paper) -> tuple[int, int]:
     """Return how wide names are, and coverage."""
     longest = max((cell_len(paper.text(row.health.table)) for row in rows), default=0)
-    side = max(min(longest, int(paper.width * 0.3)), 8)
+    side = max(min(longest, paper.width // 3), 8)
     return side, max(paper.width - side - _RUNWAY - _COUNT - _SIZE - 4 * _GAP, 10)
 
 
@@ -106,8 +117,8 @@ def _table(row: Row, side: int, line: int, paper: Paper) -> Iterator[Text]:
     first.append(name + " " * (side - cell_len(name) + _GAP), "bold")
     glyphs = UNICODE if paper.unicode else ASCII
     cells = coverage(row.view.table, runway, line) if runway else [Cell.NOTHING] * line
-    for cell in cells:
-        first.append(glyphs[cell], _CELLS[cell])
+    for cell, same in groupby(cells):
+        first.append(glyphs[cell] * len(list(same)), _CELLS[cell])
     left = runway_words(row.health) if row.health.enabled else "disabled"
     first.append(f"  {left:>{_RUNWAY}}", _LEVELS[row.health.level] if row.health.enabled else "dim")
     parts = len(row.view.table.partitions)
@@ -128,19 +139,17 @@ def _remarks(row: Row, runway: Runway | None, paper: Paper) -> list[str]:
     told = [policy_words(table.policy)]
     bounded = [p for p in row.ordered if not p.is_default]
     if bounded:
-        told.append(f"{bound_words(row, bounded[0].lower)} to {bound_words(row, bounded[-1].upper)}")
+        told.append(stretch(table.grid, bounded[0].lower, bounded[-1].upper))
     elif runway:
         told.append("no partition at all")
+    if bounded and runway and runway.gaps:
+        more = len(runway.gaps) - 1
+        told.append(f"gap {stretch(table.grid, *runway.gaps[0])}" + f" and {more} more" * bool(more))
     told.append(retention_words(table.policy, runway))
     if table.has_default:
         words = {True: "holds rows", False: "is empty", None: "may hold rows"}
         told.append(f"its DEFAULT partition {words[row.view.stranded]}")
     return list(map(paper.text, told))
-
-
-def bound_words(row: Row, value: KeyValue | None) -> str:
-    """Say where a partition begins or ends, on the clocks of its table's policy."""
-    return "without end" if value is None else when(row.view.table.grid, value)
 
 
 def _legend(paper: Paper) -> Text:
@@ -182,7 +191,8 @@ def check(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
     for row, name in zip(ordered, names, strict=True):
         level = row.health.level
         line = Text(f"{level.name:<8}", _LEVELS[level])
-        left = runway_words(row.health) if row.health.enabled else "disabled"
+        left = runway_words(row.health)
+        left = "disabled" if not row.health.enabled else f"{left} left" if left != "no end" else left
         line.append(f"  {name}{' ' * (side - cell_len(name))}  {left}")
         if row.health.reasons:
             line.append(f"  {paper.text('; '.join(row.health.reasons))}", "dim" if level is Level.OK else "")

@@ -36,7 +36,7 @@ def retention_words(policy: PartitionPolicy, runway: Runway | None) -> str:
     if policy.retention is None:
         return "keeps everything"
     due = len(runway.due) if runway is not None else 0
-    return f"{policy.retention}, then {policy.on_expiry}: {f'{due} due' if due else 'nothing due'}"
+    return f"{policy.retention}, then {policy.on_expiry}" + (f": {due} due" if due else "")
 
 
 def runway_words(health: TableHealth) -> str:
@@ -85,3 +85,12 @@ def when(grid: Grid, value: KeyValue) -> str:
     if zoned and first_instant(shown, grid.timezone) != value:
         text += f"{instant_of(grid, value).astimezone(zone(grid.timezone)):%z}"
     return text
+
+
+def stretch(grid: Grid, lower: KeyValue | None, upper: KeyValue | None) -> str:
+    """Say from where to where, on the clocks of the policy's zone; ``None`` is without end."""
+    if lower is None and upper is None:
+        return "all there is"
+    begin = "" if lower is None else when(grid, lower)
+    end = "" if upper is None else when(grid, upper)
+    return f"up to {end}" if not begin else f"{begin} to {end}" if end else f"from {begin} on"
