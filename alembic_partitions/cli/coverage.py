@@ -23,7 +23,7 @@ class Cell(Enum):
     #: Beyond the first or the last partition.
     NOTHING = "nothing"
     PAST = "past"
-    DUE = "retention takes next"
+    DUE = "next to go"
     TODAY = "today"
     AHEAD = "ahead"
     GAP = "no partition"

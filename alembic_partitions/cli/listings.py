@@ -34,7 +34,7 @@ def partitions(row: Row, paper: Paper) -> Table:
         state = partition_state(part, runway, marks=view.figures is not None)
         count = rows.count if rows else None if view.rows is not None else figures and figures.rows
         drawn.add_row(
-            Text(paper.text(part.name)),
+            Text(paper.shown(part.name)),
             "" if part.lower is None else when(view.table.grid, part.lower),
             "" if part.upper is None else when(view.table.grid, part.upper),
             size(figures.bytes if figures else None),
@@ -68,14 +68,14 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
     for run in runs:
         what = Text(done(run))
         if run.error:
-            what.append("\n" * bool(what.plain) + "\n".join(map(paper.text, run.error.splitlines())), "red")
+            what.append("\n" * bool(what.plain) + "\n".join(map(paper.shown, run.error.splitlines())), "red")
         by = run.run_by + (f" ({run.application})" if run.application else "")
         drawn.add_row(
             utc(run.started_at),
             duration(now - run.started_at),
-            Text(paper.text(run.action)),
+            Text(paper.shown(run.action)),
             duration(run.finished_at - run.started_at),
-            Text(paper.text(by)),
+            Text(paper.shown(by)),
             what,
         )
     return drawn

@@ -194,7 +194,7 @@ def history(
     now = next(view.now for _, view in found if view.now is not None)
     for database, some in runs.items():
         if len(runs) > 1:
-            _print(console, f"database {paper.text(database)}")
+            _print(console, f"database {paper.shown(database)}")
         if some:
             _print_table(console, listings.history(some, now, paper))
 

@@ -53,7 +53,7 @@ class Paper:
         """What stands between two remarks."""
         return " · " if self.unicode else "; "
 
-    def text(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         """Return text that this paper takes."""
         return printable(text, self.unicode)
 
@@ -69,7 +69,7 @@ def status(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
     before = None
     for row in rows:
         if several and row.database != before:
-            yield Text(f"database {paper.text(row.database)}", "bold underline")
+            yield Text(f"database {paper.shown(row.database)}", "bold underline")
         before = row.database
         yield from _table(row, side, line, paper)
     yield Text()
@@ -81,7 +81,7 @@ def status(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
 def _worst(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
     """Name those that are not well: of many tables they may have scrolled away."""
     for level in (Level.CRITICAL, Level.WARNING):
-        names = [paper.text(row.health.table) for row in rows if row.health.level is level]
+        names = [paper.shown(row.health.table) for row in rows if row.health.level is level]
         if names and len(rows) > _FEW:
             some = ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
             yield Text(f"{level.name}: {some}", _LEVELS[level])
@@ -94,7 +94,7 @@ def one_table(row: Row, paper: Paper) -> Iterator[Text]:
 
 def _columns(rows: Sequence[Row], paper: Paper) -> tuple[int, int]:
     """Return how wide names are, and coverage."""
-    longest = max((cell_len(paper.text(row.health.table)) for row in rows), default=0)
+    longest = max((cell_len(paper.shown(row.health.table)) for row in rows), default=0)
     side = max(min(longest, paper.width // 3), 8)
     return side, max(paper.width - side - _RUNWAY - _COUNT - _SIZE - 4 * _GAP, 10)
 
@@ -109,7 +109,7 @@ def _header(side: int, line: int) -> Text:
 
 
 def _table(row: Row, side: int, line: int, paper: Paper) -> Iterator[Text]:
-    runway, name = row.runway, paper.text(row.health.table)
+    runway, name = row.runway, paper.shown(row.health.table)
     first = Text()
     if cell_len(name) > side:  # in full: it is what an operator copies
         yield Text(name, "bold")
@@ -127,7 +127,7 @@ def _table(row: Row, side: int, line: int, paper: Paper) -> Iterator[Text]:
     for told in _wrapped(_remarks(row, runway, paper), paper.dot, paper.width - 2):
         yield Text(f"  {told}", "dim")
     if row.health.level is not Level.OK:
-        reasons = f"{row.health.level.name}: {paper.text('; '.join(row.health.reasons))}"
+        reasons = f"{row.health.level.name}: {paper.shown('; '.join(row.health.reasons))}"
         for told in _wrapped(reasons.split(" "), " ", paper.width - 4):
             yield Text(f"  {told}", _LEVELS[row.health.level])
 
@@ -142,14 +142,17 @@ def _remarks(row: Row, runway: Runway | None, paper: Paper) -> list[str]:
         told.append(stretch(table.grid, bounded[0].lower, bounded[-1].upper))
     elif runway:
         told.append("no partition at all")
-    if bounded and runway and runway.gaps:
-        more = len(runway.gaps) - 1
-        told.append(f"gap {stretch(table.grid, *runway.gaps[0])}" + f" and {more} more" * bool(more))
+    gaps = runway.gaps if bounded and runway else ()
+    if runway and row.health.level is not Level.OK:  # of the one that ends the runway the reasons tell
+        gaps = tuple(gap for gap in gaps if gap[0] != runway.end)
+    if gaps:
+        more = len(gaps) - 1
+        told.append(f"gap {stretch(table.grid, *gaps[0])}" + f" and {more} more" * bool(more))
     told.append(retention_words(table.policy, runway))
     if table.has_default:
         words = {True: "holds rows", False: "is empty", None: "may hold rows"}
         told.append(f"its DEFAULT partition {words[row.view.stranded]}")
-    return list(map(paper.text, told))
+    return list(map(paper.shown, told))
 
 
 def _legend(paper: Paper) -> Text:
@@ -186,7 +189,7 @@ def check(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
     """Draw a line a table, the worst first."""
     several = len({row.database for row in rows}) > 1
     ordered = sorted(rows, key=lambda r: (_WORST_FIRST.index(r.health.level), r.health.runway or 0.0))
-    names = [paper.text(f"{r.database}: " * several + r.health.table) for r in ordered]
+    names = [paper.shown(f"{r.database}: " * several + r.health.table) for r in ordered]
     side = max(map(cell_len, names), default=0)
     for row, name in zip(ordered, names, strict=True):
         level = row.health.level
@@ -195,7 +198,7 @@ def check(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
         left = "disabled" if not row.health.enabled else f"{left} left" if left != "no end" else left
         line.append(f"  {name}{' ' * (side - cell_len(name))}  {left}")
         if row.health.reasons:
-            line.append(f"  {paper.text('; '.join(row.health.reasons))}", "dim" if level is Level.OK else "")
+            line.append(f"  {paper.shown('; '.join(row.health.reasons))}", "dim" if level is Level.OK else "")
         yield line
 
 
@@ -215,6 +218,6 @@ def verdict(rows: Sequence[Row], level: Level, failures: Sequence[str], paper: P
             ends = {"none": "lacks a partition now", "no end": "never runs out"}.get(
                 left, f"runs out in {left}"
             )
-            told += f"; {paper.text(soonest.health.table)} {ends}"
-    told = "; ".join([told, *map(paper.text, failures)])
+            told += f"; {paper.shown(soonest.health.table)} {ends}"
+    told = "; ".join([told, *map(paper.shown, failures)])
     return Text.assemble((level.name, _LEVELS[level]), f": {told}")
