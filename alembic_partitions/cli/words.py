@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from datetime import datetime, time, timedelta
 
 from alembic_partitions.health import TableHealth
@@ -81,9 +82,10 @@ def when(grid: Grid, value: KeyValue) -> str:
     text = shown.date().isoformat()
     if shown.time() != time.min:
         text += f" {shown.time().isoformat('seconds' if shown.second else 'minutes')}"
-    zoned = isinstance(value, datetime) and value.tzinfo is not None
-    if zoned and first_instant(shown, grid.timezone) != value:
-        text += f"{instant_of(grid, value).astimezone(zone(grid.timezone)):%z}"
+    with suppress(OverflowError):  # where the calendar ends no clocks change
+        zoned = isinstance(value, datetime) and value.tzinfo is not None
+        if zoned and first_instant(shown, grid.timezone) != value:
+            text += f"{instant_of(grid, value).astimezone(zone(grid.timezone)):%z}"
     return text
 
 
