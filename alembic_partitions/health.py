@@ -99,7 +99,7 @@ def assess(
     enabled = table.policy is None or table.policy.enabled
     found: list[tuple[Level, str]] = []
     if table.problem is not None:
-        found.append((Level.CRITICAL, str(Finding(*table.problem))))
+        found.append((Level.CRITICAL, str(Finding(*table.problem)).removeprefix(f"{table}: ")))
     elif enabled:
         found += _of_coverage(plan, runway, warn_days)
         found += [(Level.WARNING, why) for why in _of_other_things(plan, stranded, failure)]
@@ -120,28 +120,33 @@ def assess(
 
 def _of_coverage(plan: Plan, runway: Runway | None, warn_days: float) -> list[tuple[Level, str]]:
     table = plan.table
-    strand = "; rows strand in the DEFAULT partition" if table.has_default else ""
+    strand = ": they strand in the DEFAULT partition" if table.has_default else ""
     level = Level.WARNING if strand else Level.CRITICAL
     if runway is None or runway.days == 0:
         missing = plan.current_missing if runway is None else True
         return [(level, f"no partition for rows that are written now{strand}")] if missing else []
     if plan.current_missing:
-        return [(level, f"a part of the current window has no partition{strand}")]
+        return [(level, f"no partition for some rows of the current window{strand}")]
     if runway.end is None:
         return []
-    end = local(table.grid, runway.end)
+    shown = local(table.grid, runway.end)
+    end = f"{shown:%Y-%m-%d %H:%M} {table.grid.timezone}" if isinstance(shown, datetime) else f"{shown}"
     if not runway.reaches_tomorrow:
-        return [(level, f"no partition from {end} on{strand}")]
+        return [(level, f"no partition for rows from {end} on{strand}")]
     asked = runway.wanted_days
     if runway.days < (asked / 2 if asked < 2 * warn_days else warn_days):
-        return [(Level.WARNING, f"no partition from {end} on; the policy asks for {asked:.1f} days")]
+        return [(Level.WARNING, f"no partition for rows from {end} on; the policy asks for {_length(asked)}")]
     return []
+
+
+def _length(days: float) -> str:
+    return f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} hours"
 
 
 def _of_other_things(plan: Plan, stranded: bool | None, failure: str | None) -> Iterable[str]:
     table: ManagedTable = plan.table
     if stranded:
-        yield "rows are stranded in the DEFAULT partition: repair moves them"
+        yield "the DEFAULT partition holds rows: repair moves them"
     for part in table.partitions:
         if part.detach_pending:
             yield str(Finding(Refusal.DETACH_PENDING, f"{part.schema}.{part.name}"))

@@ -160,7 +160,8 @@ class Keeper:
             plans = self.plan()
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             return Health(ok=False, error=_told(error))
-        return health_of((item.plan for item in plans), self._error)
+        now = plans[0].now if plans else None
+        return health_of((item.plan for item in plans), self._error, now)
 
     # -- what the hooks call ---------------------------------------------------------------------------
 

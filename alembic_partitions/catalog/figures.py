@@ -207,8 +207,8 @@ def recent_runs(
 def last_runs(connection: Connection, config_schema: str) -> list[Run]:
     """Return the last run of each kind."""
     runs = _runs_in(config_schema)
-    query = select(runs).distinct(runs.c.action).order_by(runs.c.action, runs.c.id.desc())
-    return [_run(row) for row in connection.execute(query)]
+    newest = select(func.max(runs.c.id)).group_by(runs.c.action)
+    return [_run(row) for row in connection.execute(select(runs).where(runs.c.id.in_(newest)))]
 
 
 def _runs_in(schema: str) -> Any:

@@ -49,7 +49,7 @@ def plan(
     now = clock(snapshot.now)
     with connection.begin():
         plans = [_plan(connection, table, now) for table in snapshot.tables]
-    return tuple(TablePlan(str(p.table), p, snapshot.user) for p in plans)
+    return tuple(TablePlan(str(p.table), p, snapshot.user, now) for p in plans)
 
 
 def ensure(

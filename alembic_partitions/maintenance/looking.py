@@ -34,7 +34,7 @@ class TableView:
     plan: Plan
     figures: Mapping[int, catalog.Figures] | None = None
     stranded: bool | None = None
-    #: Its rows by partition, where they were asked for.
+    #: Its rows by partition, where they were asked for; empty where they could not be counted.
     rows: Mapping[int, catalog.Rows] | None = None
     #: What its last run failed over.
     failure: str | None = None
@@ -45,6 +45,13 @@ class TableView:
         sizes = [figures.bytes for figures in (self.figures or {}).values()]
         known = [size for size in sizes if size is not None]
         return sum(known) if self.figures is not None and len(known) == len(sizes) else None
+
+    @property
+    def estimated_rows(self) -> int | None:
+        """Return the rows of all partitions, as ANALYZE has counted them."""
+        counts = [figures.rows for figures in (self.figures or {}).values()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if self.figures is not None and len(known) == len(counts) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +196,9 @@ def _view(
 def _counted(connection: Connection, view: TableView, unknown: _Gaps) -> TableView:
     table = view.table
     if table.problem is not None:
-        return view
+        return dataclasses.replace(view, rows={})
     rows = unknown.read(connection, f"rows of {table}", lambda: catalog.counted_rows(connection, table))
-    return dataclasses.replace(view, rows=rows)
+    return dataclasses.replace(view, rows=rows or {})
 
 
 def _with_failures(view: View, alone: bool) -> View:
