@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
 
-from .plan import Plan
+from .periods import KeyValue
+from .plan import Finding, ManagedTable, Plan, Refusal, Runway, Stretch, local, runway_of
+
+#: Days of runway under which a table is worth a warning.
+WARN_DAYS = 7.0
+
+
+class Level(IntEnum):
+    """How bad it is, numbered as monitoring plugins exit."""
+
+    OK = 0
+    WARNING = 1
+    CRITICAL = 2
+    #: It could not be told.
+    UNKNOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +34,18 @@ class TableHealth:
     #: Windows that should stand ready and do not.
     missing: tuple[str, ...]
     findings: tuple[str, ...]
+    level: Level = Level.OK
+    #: Why it is not OK.
+    reasons: tuple[str, ...] = ()
+    #: Days until inserts find no partition; infinite with MAXVALUE, ``None`` where it cannot be told.
+    runway: float | None = None
+    #: The first key from now on that has no partition; ``None`` with MAXVALUE, too.
+    horizon: KeyValue | None = None
+    #: Keys without a partition between the first and the last one, or within the policy's horizon.
+    gaps: tuple[Stretch, ...] = ()
+    #: Whether rows lie in the DEFAULT partition; ``None`` where that was not asked, or may not be.
+    stranded: bool | None = None
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +56,102 @@ class Health:
     tables: tuple[TableHealth, ...] = ()
     error: str | None = None
 
+    @property
+    def level(self) -> Level:
+        """The worst of all tables; UNKNOWN where none is managed."""
+        return worst(table.level for table in self.tables)
 
-def health_of(plans: Iterable[Plan], error: str | None = None) -> Health:
-    """Tell how tables stand whose plans these are; every plan empty means healthy."""
-    tables = tuple(
-        TableHealth(
-            table=str(plan.table),
-            current_missing=plan.current_missing,
-            missing=tuple(step.name for step in plan.steps),
-            findings=tuple(map(str, plan.findings)),
-        )
-        for plan in plans
-    )
+
+def worst(levels: Iterable[Level]) -> Level:
+    """Return the worst level, something unknown being less bad than something wrong."""
+    found = set(levels)
+    order = (Level.CRITICAL, Level.WARNING, Level.UNKNOWN, Level.OK)
+    return next((level for level in order if level in found), Level.UNKNOWN)
+
+
+def health_of(plans: Iterable[Plan], error: str | None = None, now: datetime | None = None) -> Health:
+    """Tell how tables stand whose plans these are; every plan empty means healthy.
+
+    :param now: the instant of the plans; without it no runway is measured.
+    """
+    tables = tuple(assess(plan, now) for plan in plans)
     return Health(not any(table.current_missing for table in tables), tables, error)
+
+
+def assess(
+    plan: Plan,
+    now: datetime | None,
+    *,
+    warn_days: float = WARN_DAYS,
+    stranded: bool | None = None,
+    failure: str | None = None,
+) -> TableHealth:
+    """Judge one table.
+
+    :param now: the instant of its plan; without it no runway is measured.
+    :param warn_days: a runway that is shorter is worth a warning. Where the policy itself asks for less than
+        twice as much, it is half of what the policy asks for.
+    :param stranded: whether rows lie in its DEFAULT partition, ``None`` if that is unknown.
+    :param failure: what went wrong in its last run.
+    """
+    table = plan.table
+    runway = runway_of(table, now) if now is not None else None
+    enabled = table.policy is None or table.policy.enabled
+    found: list[tuple[Level, str]] = []
+    if table.problem is not None:
+        found.append((Level.CRITICAL, str(Finding(*table.problem)).removeprefix(f"{table}: ")))
+    elif enabled:
+        found += _of_coverage(plan, runway, warn_days)
+        found += [(Level.WARNING, why) for why in _of_other_things(plan, stranded, failure)]
+    return TableHealth(
+        table=str(table),
+        current_missing=plan.current_missing,
+        missing=tuple(step.name for step in plan.steps),
+        findings=tuple(map(str, plan.findings)),
+        level=worst([level for level, _ in found] or [Level.OK]),
+        reasons=tuple(why for _, why in found),
+        runway=runway.days if runway is not None else 0.0 if plan.current_missing else None,
+        horizon=runway.end if runway is not None else None,
+        gaps=runway.gaps if runway is not None else (),
+        stranded=stranded,
+        enabled=enabled,
+    )
+
+
+def _of_coverage(plan: Plan, runway: Runway | None, warn_days: float) -> list[tuple[Level, str]]:
+    table = plan.table
+    strand = ": they strand in the DEFAULT partition" if table.has_default else ""
+    level = Level.WARNING if strand else Level.CRITICAL
+    if runway is None or runway.days == 0:
+        missing = plan.current_missing if runway is None else True
+        return [(level, f"no partition for rows that are written now{strand}")] if missing else []
+    if plan.current_missing:
+        return [(level, f"no partition for some rows of the current window{strand}")]
+    if runway.end is None:
+        return []
+    shown = local(table.grid, runway.end)
+    end = f"{shown:%Y-%m-%d %H:%M} {table.grid.timezone}" if isinstance(shown, datetime) else f"{shown}"
+    if not runway.reaches_tomorrow:
+        return [(level, f"no partition for rows from {end} on{strand}")]
+    asked = runway.wanted_days
+    if runway.days < (asked / 2 if asked < 2 * warn_days else warn_days):
+        return [(Level.WARNING, f"no partition for rows from {end} on; the policy asks for {_length(asked)}")]
+    return []
+
+
+def _length(days: float) -> str:
+    return f"{days:.0f} days" if days >= 2 else f"{24 * days:.0f} hours"
+
+
+def _of_other_things(plan: Plan, stranded: bool | None, failure: str | None) -> Iterable[str]:
+    table: ManagedTable = plan.table
+    if stranded:
+        yield "the DEFAULT partition holds rows: repair moves them"
+    for part in table.partitions:
+        if part.detach_pending:
+            yield str(Finding(Refusal.DETACH_PENDING, f"{part.schema}.{part.name}"))
+    for finding in plan.findings:
+        if finding.refusal is Refusal.OUT_OF_RANGE:
+            yield str(finding)
+    if failure is not None:
+        yield failure

@@ -184,7 +184,7 @@ def rows_outside(
     return Leftover(count, low, high) if count else None
 
 
-def count_rows(
+def rows_within(
     connection: Connection, managed: ManagedTable, default: Partition, lower: KeyValue, upper: KeyValue
 ) -> int:
     """Count the rows from ``lower`` up to, not including, ``upper``; under :func:`see_all_rows`."""

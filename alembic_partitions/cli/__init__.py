@@ -4,16 +4,32 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import keeping, migrating, repairing, showing
-from .door import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, main
+from . import keeping, looking, maintaining, migrating, repairing, showing
+from .door import (
+    CHECK_CRITICAL,
+    CHECK_OK,
+    CHECK_UNKNOWN,
+    CHECK_WARNING,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    main,
+)
 
 __all__ = [
+    "CHECK_CRITICAL",
+    "CHECK_OK",
+    "CHECK_UNKNOWN",
+    "CHECK_WARNING",
     "EXIT_FAILED",
     "EXIT_INTERRUPTED",
     "EXIT_OK",
     "EXIT_USAGE",
     "keeping",
+    "looking",
     "main",
+    "maintaining",
     "migrating",
     "repairing",
     "showing",

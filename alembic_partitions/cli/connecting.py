@@ -14,12 +14,29 @@ from alembic_partitions import deploy
 from alembic_partitions.errors import NotManagedError
 from alembic_partitions.sessions import side_connection
 
-from .door import Call
+from .door import Call, Command, alembic_options
 
 # SQLAlchemy 2.1 reads a plain "postgresql://" as psycopg 3, 2.0 as psycopg2: we take what is installed.
 _DRIVERS = ("psycopg", "psycopg2", "asyncpg")
 
 T = TypeVar("T")
+
+
+def database_options(command: Command) -> Command:
+    """Add what every command takes that looks at a database: where it is, which tables, and ``--json``."""
+    for option in (
+        click.option(
+            "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
+        ),
+        click.option("--schema", help="Where partition_config is, if there are several."),
+        click.option(
+            "--table", "tables", multiple=True, help="Only this table, [schema.]name; may be repeated."
+        ),
+        click.option("--json", "as_json", is_flag=True, help="Machine-readable, to stdout."),
+        alembic_options,
+    ):
+        command = option(command)
+    return command
 
 
 def visit(

@@ -25,6 +25,13 @@ EXIT_USAGE = 2
 #: Ctrl-C, as shells count it.
 EXIT_INTERRUPTED = 130
 
+#: `check`, as monitoring plugins count: healthy, worth a look, inserts fail now or tomorrow.
+CHECK_OK = 0
+CHECK_WARNING = 1
+CHECK_CRITICAL = 2
+#: It could not be told. Whatever goes wrong in `check` itself ends with this one.
+CHECK_UNKNOWN = 3
+
 PROGRAM = "alembic-partitions"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -39,6 +46,8 @@ class Call:
     x: list[str] = field(default_factory=list)
     verbose: bool = False
     urls: list[str] = field(default_factory=list)
+    #: What every failure of this command exits with, if not as usual.
+    failed_as: int | None = None
 
     def alembic(self, *arguments: str) -> None:
         """Run an Alembic command as the ``alembic`` script would, except that errors are raised."""
@@ -68,18 +77,35 @@ class Door(click.Group):
             code = super().main(*args, **options) or EXIT_OK
         except click.UsageError as error:
             where = error.ctx.command_path if error.ctx else PROGRAM
-            code = complain(f"{error.format_message()} See {where} --help.", EXIT_USAGE)
+            code = complain(f"{error.format_message()} See {where} --help.", call.failed_as or EXIT_USAGE)
         except click.ClickException as error:
-            code = complain(error.format_message())
+            code = complain(error.format_message(), call.failed_as or EXIT_FAILED)
         except click.Abort:
             code = complain("interrupted", EXIT_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  # the last stop before the user
             if call.verbose:
                 say(mask("".join(traceback.format_exception(error)), call.urls))
-            code = complain(explain(error, call.urls))
+            code = complain(explain(error, call.urls), call.failed_as or EXIT_FAILED)
         if standalone:
             sys.exit(code)
         return code
+
+
+class Probe(click.Command):
+    """A command for monitoring: its exit codes are answers, so whatever goes wrong with it is UNKNOWN."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Parse the command's own options."""
+        call = options["parent"].find_object(Call)
+        call.failed_as = CHECK_UNKNOWN
+        return super().make_context(*args, **options)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command; a reader that has closed its end of the pipe got no answer."""
+        try:
+            return super().invoke(context)
+        except SystemExit:
+            return CHECK_UNKNOWN
 
 
 def remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -128,11 +154,17 @@ def complain(line: str, code: int = EXIT_FAILED) -> int:
 
 
 @contextmanager
-def busy(what: str) -> Iterator[None]:
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """Show that work is under way, in a terminal; yield what tells of a step that is done, anywhere."""
     if not sys.stderr.isatty():
-        yield
+        yield say
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    console = Console(stderr=True)
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with console.status(what):
+        yield tell

@@ -15,9 +15,8 @@ from alembic_partitions import maintenance
 from alembic_partitions.errors import RepairRangeError
 from alembic_partitions.talk import shown_log
 
-from .connecting import visit
+from .connecting import database_options, visit
 from .door import EXIT_OK, Call, main, say
-from .keeping import database_options
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

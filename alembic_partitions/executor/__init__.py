@@ -2,20 +2,35 @@
 
 from .creating import create_partition, render, script
 from .draining import drain, drain_script
+from .exporting import check_folder, export, verify
 from .mending import mend_batches, mend_child
 from .proving import Proof, proof_script, prove
-from .statements import Statement
+from .removing import detach, remove, restore
+from .scripts import removal_script
+from .statements import Batch, Statement
+from .tending import analyze_batch, tend, vacuum_batch
 
 __all__ = [
+    "Batch",
     "Proof",
     "Statement",
+    "analyze_batch",
+    "check_folder",
     "create_partition",
+    "detach",
     "drain",
     "drain_script",
+    "export",
     "mend_batches",
     "mend_child",
     "proof_script",
     "prove",
+    "removal_script",
+    "remove",
     "render",
+    "restore",
     "script",
+    "tend",
+    "vacuum_batch",
+    "verify",
 ]

@@ -134,7 +134,7 @@ def _grown(connection: Connection, work: Drain) -> Drain:
     step = work.step
     with connection.begin():
         catalog.see_all_rows(connection)
-        rows = catalog.count_rows(connection, step.table, work.source.partition, step.lower, step.upper)
+        rows = catalog.rows_within(connection, step.table, work.source.partition, step.lower, step.upper)
     return work if rows <= work.batch else dataclasses.replace(work, rows=rows, how=Staged.GATHERED)
 
 
@@ -236,7 +236,7 @@ def _silenced(source: Source, moving: Statement) -> list[ddl.Element | Statement
 def _statement(element: ddl.Element, step: CreatePartition, drain: Drain) -> ddl.Element | Statement:
     if not isinstance(element, ddl.Attach):
         return element
-    locks = attach_locks(step)
+    locks = attach_locks(step.table)
     if drain.how is not Staged.AT_ONCE:  # the foreign key of its own is merged into the parent's
         locks = locks.replace("SHARE ROW EXCLUSIVE", "ACCESS EXCLUSIVE")
     return Statement(element.sql(), locks)

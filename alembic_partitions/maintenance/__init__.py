@@ -1,8 +1,11 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .looking import TableView, View, look, past_runs
+from .maintaining import Orders, maintain, plan_maintain
 from .repairing import Progress, RepairPlan, plan_repair, repair
 from .reports import Report, TablePlan, TableResult
+from .restoring import plan_restoring, restore
 from .settings import (
     NOW_VARIABLE,
     SCHEMA_OPTION,
@@ -17,18 +20,27 @@ __all__ = [
     "NOW_VARIABLE",
     "SCHEMA_OPTION",
     "SCHEMA_VARIABLE",
+    "Orders",
     "Progress",
     "RepairPlan",
     "Report",
     "TablePlan",
     "TableResult",
+    "TableView",
+    "View",
     "clock",
     "config_home",
     "config_schema",
     "ensure",
+    "look",
+    "maintain",
     "parse_instant",
+    "past_runs",
     "plan",
+    "plan_maintain",
     "plan_repair",
+    "plan_restoring",
     "repair",
+    "restore",
     "with_free_names",
 ]

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import NotManagedError, PartitionError, WindowRangeError, WorkFailed
+from alembic_partitions.errors import PartitionError, WindowRangeError, WorkFailed
 from alembic_partitions.locks import one_run
 from alembic_partitions.periods import KeyValue, Window
 from alembic_partitions.plan import (
@@ -39,10 +39,10 @@ from alembic_partitions.plan import (
     windows_asked,
 )
 
-from .ensuring import with_free_names
+from .ensuring import snapshot_of, with_free_names
 from .history import record
 from .reports import Report, TableResult
-from .settings import NOW_VARIABLE, clock, config_schema
+from .settings import NOW_VARIABLE, clock
 
 logger = logging.getLogger("alembic_partitions")
 
@@ -95,7 +95,7 @@ def plan_repair(
 ) -> tuple[RepairPlan, ...]:
     """Return what :func:`repair` would do now, table by table; nothing is changed."""
     asked = Asked(start, stop, days)
-    snapshot = _snapshot(connection, schema, tables)
+    snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return ()
     now = clock(snapshot.now)
@@ -136,14 +136,14 @@ def repair(
     :raises RunUnderWay: another run has not ended for a minute.
     """
     asked = Asked(start, stop, days)
-    snapshot = _snapshot(connection, schema, tables)
+    snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return Report()
     if snapshot.in_recovery:
         return Report(in_recovery=True)
     _validated(snapshot.tables, clock(snapshot.now), asked)
     with one_run(connection.engine, snapshot.config_schema):
-        snapshot = _snapshot(connection, schema, tables) or snapshot
+        snapshot = snapshot_of(connection, schema, tables) or snapshot
         now = clock(snapshot.now)
         windows = _validated(snapshot.tables, now, asked)
         works = [
@@ -158,20 +158,6 @@ def repair(
         if report.failure or any(result.changes for result in report.results):
             record(connection, snapshot, "repair", report)
     return report
-
-
-def _snapshot(
-    connection: Connection, schema: str | None, tables: Collection[str] | None
-) -> catalog.Snapshot | None:
-    with connection.begin():
-        found = config_schema(connection, schema)
-        snapshot = None if found is None else catalog.read_snapshot(connection, found, tables)
-    managed = snapshot.tables if snapshot else ()
-    known = {name for table in managed for name in (table.name, str(table))}
-    for name in tables or ():
-        if name not in known:
-            raise NotManagedError(table=name)
-    return snapshot
 
 
 def _validated(tables: Sequence[ManagedTable], now: datetime, asked: Asked) -> list[list[Window]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from alembic_partitions import executor
@@ -18,6 +19,8 @@ class TablePlan:
     table: str
     plan: Plan
     user: str | None = None
+    #: The instant that it was planned at.
+    now: datetime | None = None
 
     def sql(self) -> str:
         """Return the script: byte for byte what :func:`ensure` would send."""

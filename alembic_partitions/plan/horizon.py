@@ -31,9 +31,9 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     :param now: the instant, aware.
     :param taken: names in the table's schema that a new partition must not use.
     """
-    refused = _refused(table)
-    if refused is not None or table.policy is None:
-        return Plan(table, findings=(refused,) if refused else ())
+    why = refused(table)
+    if why is not None or table.policy is None:
+        return Plan(table, findings=(why,) if why else ())
     policy, grid = table.policy, table.grid
     try:
         current = grid.at(grid.key_at(now))
@@ -48,7 +48,7 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     except WindowRangeError as error:
         findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
     try:
-        window, oldest = current, _cutoff(policy, grid, now)
+        window, oldest = current, cutoff(policy, grid, now)
         for distance in range(1, policy.lookback + 1):
             window = grid.before(window)
             if oldest is not None and window.end <= oldest:
@@ -104,9 +104,9 @@ def plan_windows(
     reason: Reason = Reason.REQUESTED,
 ) -> Plan:
     """Plan the given windows, as far as they are not there."""
-    refused = _refused(table)
-    if refused is not None:
-        return Plan(table, findings=(refused,))
+    why = refused(table)
+    if why is not None:
+        return Plan(table, findings=(why,))
     steps, findings = _fill(table, [(w, reason, 0) for w in windows], taken, made_by=made_by)
     return Plan(table, tuple(steps), tuple(findings))
 
@@ -131,7 +131,8 @@ def windows_between(grid: Grid, start: KeyValue, stop: KeyValue, most: int = 10_
     )
 
 
-def _refused(table: ManagedTable) -> Finding | None:
+def refused(table: ManagedTable) -> Finding | None:
+    """Tell why nothing is to be done to a table."""
     if table.problem is not None:
         return Finding(*table.problem)
     if table.policy is not None and not table.policy.enabled:
@@ -139,7 +140,8 @@ def _refused(table: ManagedTable) -> Finding | None:
     return None
 
 
-def _cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | None:
+def cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | None:
+    """Return the key value before which rows are older than their retention; ``None`` keeps everything."""
     if policy.retention is None:
         return None
     return _key_near(grid, Period.parse(policy.retention).before(now, policy.timezone))

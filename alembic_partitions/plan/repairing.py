@@ -12,7 +12,7 @@ from enum import Enum
 from alembic_partitions.errors import PolicyError, RepairRangeError, WindowRangeError
 from alembic_partitions.periods import Grid, KeyValue, Period, Window
 
-from .horizon import plan_horizon, plan_windows, windows_between
+from .horizon import cutoff, plan_horizon, plan_windows, windows_between
 from .values import CreatePartition, Finding, ManagedTable, Partition, Plan, Reason, Refusal
 
 #: Rows that one transaction of a drain moves at most.
@@ -199,11 +199,8 @@ def plan_gaps(
 def _short_lived(table: ManagedTable, now: datetime, steps: Iterable[CreatePartition]) -> list[Finding]:
     """Tell which partitions retention will take again."""
     assert table.policy is not None
-    if table.policy.retention is None:
-        return []
-    reach = Period.parse(table.policy.retention).before(now, table.policy.timezone)
-    oldest = _key_near(table.grid, reach)
-    expired = [step for step in steps if step.upper <= oldest]
+    oldest = cutoff(table.policy, table.grid, now)
+    expired = [step for step in steps if oldest is not None and step.upper <= oldest]
     if not expired:
         return []
     first, last = min(expired, key=_lower), max(expired, key=_lower)

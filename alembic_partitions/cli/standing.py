@@ -1,0 +1,74 @@
+"""How each table of each database stands: looked at, and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from alembic_partitions import health
+from alembic_partitions.health import TableHealth
+from alembic_partitions.maintenance import TableView, View
+from alembic_partitions.plan import Partition, Runway, in_order, runway_of
+
+#: What was looked at, with the name of its database.
+Found: TypeAlias = "list[tuple[str, View]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One table of one database, looked at and judged."""
+
+    database: str
+    view: TableView
+    health: TableHealth
+    now: datetime
+
+    @property
+    def runway(self) -> Runway | None:
+        """How far it reaches."""
+        return runway_of(self.view.table, self.now)
+
+    @property
+    def ordered(self) -> list[Partition]:
+        """Its partitions, the oldest first, a DEFAULT one last."""
+        parts = self.view.table.partitions
+        return [*in_order(p for p in parts if not p.is_default), *(p for p in parts if p.is_default)]
+
+
+def judge(found: Found, warn_days: float) -> list[Row]:
+    """Judge every table that was looked at, each once."""
+    rows: dict[tuple[str, str], Row] = {}
+    for database, view in found:
+        for item in view.tables:
+            assert view.now is not None
+            judged: TableHealth = health.assess(
+                item.plan, view.now, warn_days=warn_days, stranded=item.stranded, failure=item.failure
+            )
+            rows.setdefault((database, judged.table), Row(database, item, judged, view.now))
+    return list(rows.values())
+
+
+def partition_state(part: Partition, runway: Runway | None, marks: bool = True) -> list[str]:
+    """Say where a partition stands: past, today or ahead; expired, pending, default; by hand.
+
+    :param marks: whether marks were read, so that one without was made by hand.
+    """
+    state = []
+    if part.is_default:
+        state.append("default")
+    elif part.detach_pending:
+        state.append("pending")
+    elif runway is not None:
+        window = runway.window
+        if part in runway.expired:
+            state.append("expired")
+        elif part.upper is not None and part.upper <= window.begin:
+            state.append("past")
+        elif part.lower is not None and part.lower >= window.end:
+            state.append("ahead")
+        else:
+            state.append("today")
+    if marks and not part.is_ours:
+        state.append("by hand")
+    return state
