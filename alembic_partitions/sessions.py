@@ -77,6 +77,23 @@ def autocommit(connection: Connection) -> Iterator[None]:
         connection.execution_options(isolation_level=before or connection.default_isolation_level)
 
 
+@contextmanager
+def own_transactions(connection: Connection) -> Iterator[None]:
+    """See to it that a transaction is one: on a connection in AUTOCOMMIT no time-out would hold.
+
+    :param connection: not in a transaction.
+    """
+    # The engine's own setting shows on the driver's connection alone.
+    if not getattr(connection.connection.dbapi_connection, "autocommit", False):
+        yield
+        return
+    connection.execution_options(isolation_level="READ COMMITTED")
+    try:
+        yield
+    finally:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+
+
 def pause(connection: Connection, seconds: float) -> None:
     """Sleep without stalling the event loop that an async driver's connection runs in."""
     if connection.dialect.is_async:

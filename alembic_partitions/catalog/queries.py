@@ -128,7 +128,7 @@ ORDER BY a.xact_start, l.pid
 # Who else holds a lock of any kind on some relations.
 HOLDERS = text("""
 SELECT l.pid AS pid, l.mode AS mode, l.relation::regclass::text AS relation,
-       a.application_name AS application,
+       a.application_name AS application, l.virtualtransaction AS transaction,
        extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS seconds
 FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'relation' AND l.granted AND l.relation = ANY (CAST(:relations AS oid[]))

@@ -56,6 +56,9 @@ class Blocker:
     mode: str
     relation: str
     application: str | None
+    transaction: str = ""
+    #: How old its transaction is; ``None`` where this role may not see that.
+    seconds: float | None = None
 
     def __str__(self) -> str:
         who = "a prepared transaction" if self.pid is None else f"process {self.pid}"
@@ -117,7 +120,7 @@ def read_snapshot(
     """
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
-    config = table(CONFIG_TABLE, *map(column, names), schema=config_schema)
+    config = table(CONFIG_TABLE, column("id"), *map(column, names), schema=config_schema)
     session = select(
         func.now().label("now"),
         func.pg_is_in_recovery().label("in_recovery"),
@@ -223,16 +226,12 @@ def blockers(connection: Connection, parent_oid: int, ours: bool = False) -> lis
     return [Blocker(row.pid, row.mode, row.relation, row.application) for row in rows]
 
 
-def holders(connection: Connection, relations: Collection[int], seconds: float = 0) -> list[Blocker]:
-    """Return who else holds a lock of any kind on one of some relations.
-
-    :param seconds: only those whose transactions are older.
-    """
+def holders(connection: Connection, relations: Collection[int]) -> list[Blocker]:
+    """Return who else holds a lock of any kind on one of some relations."""
     rows = connection.execute(queries.HOLDERS, {"relations": list(relations)}) if relations else ()
     return [
-        Blocker(row.pid, row.mode, row.relation, row.application)
+        Blocker(row.pid, row.mode, row.relation, row.application, row.transaction, row.seconds)
         for row in rows
-        if (row.seconds or 0) >= seconds
     ]
 
 

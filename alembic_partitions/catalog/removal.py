@@ -25,19 +25,32 @@ from .queries import PARTITIONS
 from .reads import utc_settings
 from .values import bounds_of, partition_of
 
-# The comments of partitions, by OID.
+# The comments of partitions, by OID. A foreign table can be detached, but neither locked nor indexed: it is
+# left to whoever made it.
 _MARKS = text("""
 SELECT i.inhrelid AS oid, d.description AS mark
 FROM pg_inherits i
+JOIN pg_class c ON c.oid = i.inhrelid AND c.relkind <> 'f'
 JOIN pg_description d ON d.objoid = i.inhrelid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
 WHERE i.inhparent = ANY (CAST(:parents AS oid[]))
 """)
 
+# Whether somebody else is just detaching: as far as this role may see what others do.
+_IN_PROGRESS = text("""
+SELECT EXISTS (SELECT FROM pg_stat_activity a
+               WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.state = 'active'
+               AND a.query ~* 'detach\\s+partition.*concurrently')
+""")
+
 # Tables that were partitions of ours, by their marks; with their own foreign keys, as dropping one of those
-# locks the table that it refers to.
+# locks the table that it refers to. Whoever owns a table may write any comment on it, so the owner matters.
 _DETACHED = text("""
 SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, d.description AS mark,
-       (SELECT json_agg(json_build_array(x.conname, format('%I.%I', o.nspname, r.relname)))::text
+       pg_get_userbyid(c.relowner) AS owner, c.relowner = to_regrole(quote_ident(current_user)) AS mine,
+       (SELECT json_agg(a.attname ORDER BY a.attnum)::text FROM pg_attribute a
+        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '') AS columns,
+       (SELECT json_agg(json_build_array(
+            x.conname, format('%I.%I', o.nspname, r.relname), r.oid::bigint))::text
         FROM pg_constraint x
         JOIN pg_class r ON r.oid = x.confrelid JOIN pg_namespace o ON o.oid = r.relnamespace
         WHERE x.conrelid = c.oid AND x.contype = 'f' AND x.conparentid = 0) AS keys
@@ -45,7 +58,7 @@ FROM pg_description d
 JOIN pg_class c ON c.oid = d.objoid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE (starts_with(d.description, :detached) OR starts_with(d.description, :detaching))
-  AND c.relkind IN ('r', 'f') AND NOT c.relispartition
+  AND c.relkind IN ('r', 'p') AND NOT c.relispartition
 """)
 
 # Foreign keys that refer to some tables, as they were declared.
@@ -80,6 +93,8 @@ class Removable:
     table: ManagedTable
     detached: tuple[Detached, ...] = ()
     referring: tuple[str, ...] = ()
+    #: Somebody is just detaching a partition concurrently.
+    in_progress: bool = False
 
 
 def read_removable(connection: Connection, tables: Sequence[ManagedTable]) -> list[Removable]:
@@ -96,6 +111,7 @@ def read_removable(connection: Connection, tables: Sequence[ManagedTable]) -> li
             partitions[row.parent].append(part)
         for row in connection.execute(_REFERRING, wanted):
             referring[row.parent].append(row.told)
+        in_progress = bool(connection.execute(_IN_PROGRESS).scalar())
         rows = connection.execute(_DETACHED, {"detached": DETACHED_MARK, "detaching": DETACHING_MARK}).all()
     found = []
     for managed in tables:
@@ -108,6 +124,7 @@ def read_removable(connection: Connection, tables: Sequence[ManagedTable]) -> li
                 dataclasses.replace(managed, partitions=tuple(partitions[managed.oid])),
                 tuple(item for item in detached if item is not None),
                 tuple(referring[managed.oid]),
+                in_progress,
             )
         )
     return found
@@ -136,6 +153,8 @@ def count_rows(connection: Connection, schema: str, name: str) -> int:
 
 
 def _detached(row: Row[Any], owner: ManagedTable) -> Detached | None:
+    if not (row.mine or row.owner == owner.traits.owner):
+        return None
     for prefix in (DETACHED_MARK, DETACHING_MARK):
         if row.mark.startswith(prefix):
             with suppress(ValueError, KeyError, TypeError, AttributeError):  # a comment that a person edited
@@ -144,22 +163,29 @@ def _detached(row: Row[Any], owner: ManagedTable) -> Detached | None:
 
 
 def _from_mark(row: Row[Any], told: Mapping[str, Any], table: ManagedTable, prefix: str) -> Detached | None:
-    if told["table"] != [table.schema, table.name]:
+    # Its identity, not its name: another table may bear that by now.
+    if told["id"] != table.identity or told["key"] != table.key_type:
         return None
-    lower, upper = bounds_of(told["bound"], _key_type(table))
+    lower, upper = bounds_of(str(told["bound"]), _key_type(table))
     export = told.get("export")
+    at = iso_time(told["at"]) if prefix == DETACHED_MARK else None
+    if at is not None and at.tzinfo is None:
+        return None
     return Detached(
         row.oid,
         row.schema,
         row.name,
-        partition=told["partition"],
-        home=told["schema"],
-        bound=told["bound"],
+        partition=str(told["partition"]),
+        home=str(told["schema"]),
+        bound=str(told["bound"]),
         lower=lower,
         upper=upper,
-        at=iso_time(told["at"]) if prefix == DETACHED_MARK else None,
-        export=Export(**export) if export else None,
-        keys=tuple((name, other) for name, other in json.loads(row.keys or "[]")),
+        at=at,
+        fate=str(told["fate"]),
+        export=Export(str(export["path"]), int(export["rows"]), str(export["sha256"])) if export else None,
+        renamed=prefix == DETACHED_MARK and told["as"] != [row.schema, row.name],
+        keys=tuple((name, other, oid) for name, other, oid in json.loads(row.keys or "[]")),
+        columns=tuple(json.loads(row.columns or "[]")),
     )
 
 

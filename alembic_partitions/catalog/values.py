@@ -35,11 +35,13 @@ def managed_table(row: Row[Any], fields: Sequence[str]) -> ManagedTable:
     try:
         policy = PartitionPolicy.from_dict(values)
     except PolicyError as error:
-        return ManagedTable(row.table_schema, row.table_name, problem=(Refusal.UNFIT, str(error)))
+        problem = Refusal.UNFIT, str(error)
+        return ManagedTable(row.table_schema, row.table_name, problem=problem, identity=str(row.id))
     if row.oid is None:
         where = f"{row.table_schema}.{row.table_name}"
-        return ManagedTable(row.table_schema, row.table_name, policy, problem=(Refusal.NO_TABLE, where))
-    return fitted(row, policy)
+        problem = Refusal.NO_TABLE, where
+        return ManagedTable(row.table_schema, row.table_name, policy, problem=problem, identity=str(row.id))
+    return dataclasses.replace(fitted(row, policy), identity=str(row.id))
 
 
 def fitted(row: Row[Any], policy: PartitionPolicy) -> ManagedTable:
@@ -110,4 +112,6 @@ def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:
     if key_type == "date":
         return date.fromisoformat(digits)
     value = iso_time(digits)
+    if (value.tzinfo is None) is (key_type == "timestamptz"):
+        raise ValueError(f"{printed} is no {key_type}")
     return value.astimezone(pytz.utc) if key_type == "timestamptz" else value

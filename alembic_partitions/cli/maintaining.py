@@ -31,6 +31,9 @@ from .reporting import tell, tell_scripts
     metavar="PARTITION",
     help='Vacuum this partition, or with "closed" those that have just closed; may be repeated.',
 )
+@click.option(
+    "--trust-clock", is_flag=True, help="Remove things though the last run was long ago: the clock is right."
+)
 @click.option("--dry-run", is_flag=True, help="Print the SQL; change nothing.")
 @database_options
 @click.pass_obj
@@ -44,6 +47,7 @@ def maintain(
     archive_to: str | None,
     analyze: bool,
     vacuum: tuple[str, ...],
+    trust_clock: bool,
     dry_run: bool,
 ) -> int:
     """Bring tables to their horizon, remove what their retention lets go, and keep their statistics.
@@ -52,7 +56,7 @@ def maintain(
     brings it back until then. Exit code 1: a table failed, the others were done.
     """
     retention = None if retention_days is None else f"{retention_days} days"
-    orders = Orders(retention, archive_to, analyze, vacuum)
+    orders = Orders(retention, archive_to, analyze, vacuum, trust_clock)
     if dry_run:
         with shown_log():
             scripts = visit(

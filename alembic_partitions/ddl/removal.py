@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import DETACHED_MARK, DETACHING_MARK, MARKS, RESTORED_MARK, How
@@ -23,6 +24,8 @@ _CHANGED = (
 
 _STILL = {
     "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "transaction_timeout": "0",
     "row_security": "off",  # an error, where rows would be hidden
     "synchronize_seqscans": "off",
     "max_parallel_workers_per_gather": "0",
@@ -109,16 +112,24 @@ class Mark(OfTable):
 
 
 class MarkDetaching(Mark):
-    """Say that a partition is on its way out, and which CHECKs it had: DETACH CONCURRENTLY adds one."""
+    """Say that a partition is on its way out, what its comment was, and how the CHECK looks that DETACH
+    CONCURRENTLY adds (manual, ALTER TABLE). One that is there already is the table's own, and stays, unless
+    the DETACH has begun: then it is that one."""
 
     def sql(self) -> str:
-        return self.comment(
-            DETACHING_MARK,
-            "jsonb_build_object('checks', coalesce((SELECT jsonb_agg(x.conname) FROM pg_constraint x\n"
-            f"      WHERE x.conrelid = {self.regclass} AND x.contype = 'c'\n"
-            # One that a DETACH which was begun by somebody else has left already is none of the table's.
-            "      AND pg_get_constraintdef(x.oid) IS DISTINCT FROM\n"
-            "          'CHECK (' || pg_get_partition_constraintdef(x.conrelid) || ')'), '[]'))",
+        was = f"obj_description({self.regclass}, 'pg_class')"
+        own = f"substr({was}, {len(DETACHING_MARK) + 1:d})::jsonb"
+        bound = f"'CHECK (' || pg_get_partition_constraintdef({self.regclass}) || ')'"
+        return do_block(
+            f"DECLARE told jsonb := {quoted_text(json.dumps(self.told))};\nBEGIN\n{_UTC}"
+            f"  told := told || jsonb_build_object('leaves', {bound}, 'was',\n"
+            f"    CASE WHEN starts_with({was}, {quoted_text(DETACHING_MARK)})\n"
+            f"      THEN {own} ->> 'was' ELSE {was} END,\n"
+            "    'own', EXISTS (SELECT FROM pg_constraint x JOIN pg_inherits i ON i.inhrelid = x.conrelid\n"
+            f"      WHERE x.conrelid = {self.regclass} AND x.contype = 'c' AND NOT i.inhdetachpending\n"
+            f"      AND pg_get_constraintdef(x.oid) = {bound}));\n"
+            f"  EXECUTE format('COMMENT ON TABLE %s IS %L', {quoted_text(self.table)},\n"
+            f"    {quoted_text(DETACHING_MARK)} || told::text);\n"
         )
 
 
@@ -130,13 +141,28 @@ class MarkDetached(Mark):
 
 
 @dataclass(eq=False)
-class MarkExported(Mark):
-    """Say, beside when it was detached, in which file its rows are."""
+class MarkAgain(Mark):
+    """Say what a table was, and since when it has been detached."""
 
-    at: str
+    at: datetime
 
     def sql(self) -> str:
-        return self.comment(DETACHED_MARK, f"jsonb_build_object('at', {quoted_text(self.at)}::text)")
+        at = quoted_text(f"{self.at:%Y-%m-%d %H:%M:%S.%f}Z")
+        return self.comment(DETACHED_MARK, f"jsonb_build_object('at', {at}::text)")
+
+
+class MarkKept(OfTable):
+    """Give a partition the comment back that it had before it was about to be detached."""
+
+    def sql(self) -> str:
+        told = f"obj_description({self.regclass}, 'pg_class')"
+        was = f"substr({told}, {len(DETACHING_MARK) + 1:d})::jsonb ->> 'was'"
+        return do_block(
+            "BEGIN\n"
+            f"  IF starts_with({told}, {quoted_text(DETACHING_MARK)}) THEN\n"
+            f"    EXECUTE format('COMMENT ON TABLE %s IS %L', {quoted_text(self.table)}, {was});\n"
+            "  END IF;\n"
+        )
 
 
 class MarkRestored(OfTable):
@@ -166,14 +192,38 @@ class DropLeftCheck(OfTable):
 
     def sql(self) -> str:
         return do_block(
-            "DECLARE name text; told text := obj_description("
-            f"{self.regclass}, 'pg_class');\nBEGIN\n"
+            f"DECLARE name text; told text := obj_description({self.regclass}, 'pg_class'); mark jsonb;\n"
+            f"BEGIN\n{_UTC}"
             f"  IF NOT starts_with(told, {quoted_text(DETACHING_MARK)}) THEN RETURN; END IF;\n"
+            f"  mark := substr(told, {len(DETACHING_MARK) + 1:d})::jsonb;\n"
+            "  IF (mark ->> 'own')::boolean THEN RETURN; END IF;\n"
             f"  FOR name IN SELECT x.conname FROM pg_constraint x WHERE x.conrelid = {self.regclass}\n"
-            "    AND x.contype = 'c' AND NOT\n"
-            f"    (substr(told, {len(DETACHING_MARK) + 1:d})::jsonb -> 'checks') ? x.conname::text\n"
+            "    AND x.contype = 'c' AND pg_get_constraintdef(x.oid) = mark ->> 'leaves'\n"
             "  LOOP\n"
             f"    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', {quoted_text(self.table)}, name);\n"
+            "  END LOOP;\n"
+        )
+
+
+@dataclass(eq=False)
+class MakeRoom(OfTable):
+    """Rename indexes of a table whose names are taken in the schema that it is about to move to."""
+
+    to: str
+
+    def sql(self) -> str:
+        taken = f"n.nspname = {quoted_text(self.to)} AND o.relname = c.relname"
+        return do_block(
+            "DECLARE old record;\nBEGIN\n"
+            "  FOR old IN SELECT c.oid::regclass::text AS name, c.relname\n"
+            "    FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid\n"
+            f"    WHERE x.indrelid = {self.regclass}\n"
+            "    AND EXISTS (SELECT FROM pg_class o JOIN pg_namespace n ON n.oid = o.relnamespace\n"
+            f"                WHERE {taken})\n"
+            "  LOOP\n"
+            "    EXECUTE format('ALTER INDEX %s RENAME TO %I', old.name,\n"
+            # Within 63 bytes whatever the letters.
+            "      left(old.relname, 12) || '_' || left(md5(old.relname || clock_timestamp()), 8));\n"
             "  END LOOP;\n"
         )
 
@@ -264,17 +314,32 @@ class Reattach(OfTable):
         return f"ALTER TABLE {self.parent} ATTACH PARTITION {self.table} {self.bound}"
 
 
+@dataclass(eq=False)
 class CopyOut(OfTable):
-    """Every row as CSV."""
+    """Every row as CSV, generated columns left out: COPY ... FROM takes none."""
+
+    columns: tuple[str, ...]
 
     def sql(self) -> str:
-        return f"COPY (SELECT * FROM ONLY {self.table}) TO STDOUT WITH (FORMAT csv, HEADER true)"
+        names = ", ".join(map(quote, self.columns))
+        return f"COPY (SELECT {names} FROM {self.table}) TO STDOUT WITH (FORMAT csv, HEADER true)"
 
 
 class HoldStill(Element):
     """What a transaction needs that reads a table twice: each row, both times in the same order, as text
-    that means the same in any session."""
+    that means the same in any session; and no time-out, as there may be many."""
 
     def sql(self) -> str:
-        told = (f"set_config({quoted_text(k)}, {quoted_text(v)}, true)" for k, v in _STILL.items())
-        return f"SELECT {', '.join(told)}"
+        told = ", ".join(f"({quoted_text(k)}, {quoted_text(v)})" for k, v in _STILL.items())
+        return (
+            f"SELECT set_config(v.name, v.value, true) FROM (VALUES {told}) v (name, value)"
+            " JOIN pg_settings s ON s.name = v.name"  # transaction_timeout: from PostgreSQL 17 on
+        )
+
+
+@dataclass(eq=False)
+class NoTimeout(Element):
+    """No statement_timeout in this transaction: reading a large table takes long, and nobody waits for it."""
+
+    def sql(self) -> str:
+        return "SET LOCAL statement_timeout = 0"

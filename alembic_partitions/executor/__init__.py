@@ -2,7 +2,7 @@
 
 from .creating import create_partition, render, script
 from .draining import drain, drain_script
-from .exporting import check_folder, export, verify
+from .exporting import check_folder, drop_exported, export
 from .mending import mend_batches, mend_child
 from .proving import Proof, proof_script, prove
 from .removing import detach, remove, restore
@@ -20,6 +20,7 @@ __all__ = [
     "detach",
     "drain",
     "drain_script",
+    "drop_exported",
     "export",
     "mend_batches",
     "mend_child",
@@ -32,5 +33,4 @@ __all__ = [
     "script",
     "tend",
     "vacuum_batch",
-    "verify",
 ]

@@ -18,7 +18,8 @@ from alembic_partitions.errors import LockNotAvailable, StepFailed
 from alembic_partitions.plan import Coverage, CreatePartition, ManagedTable, Plan
 from alembic_partitions.sessions import pause
 
-from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Statement, send
+from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, remark, send
+from .statements import script as batches_script
 
 #: Longest wait for another process that is making partitions of the same table; nobody queues behind it.
 TURN_TIMEOUT_MS = 2_000
@@ -49,15 +50,11 @@ def render(
 
 def script(plan: Plan, user: str | None = None) -> str:
     """Return a plan as a script that psql runs, saying why each partition is made and whom it locks."""
-    lines = [f"-- {finding}" for finding in plan.findings]
-    for step in plan.steps:
-        lines += [f"-- {step.table.schema}.{step.name}: {step.reason.value}", "BEGIN;"]
-        for statement in render(step, user):
-            if statement.locks:
-                lines.append(f"-- locks: {statement.locks}")
-            lines.append(f"{statement.sql};")
-        lines.append("COMMIT;")
-    return "\n".join(lines) + ("\n" if lines else "")
+    said = "".join(f"{remark(str(finding))}\n" for finding in plan.findings)
+    return said + "".join(
+        batches_script([Batch(render(step, user))], f"{step.table.schema}.{step.name}: {step.reason.value}")
+        for step in plan.steps
+    )
 
 
 def create_partition(

@@ -16,12 +16,15 @@ from sqlalchemy import Connection
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import copy_out
 from alembic_partitions.errors import ArchiveError, WorkFailed
-from alembic_partitions.plan import Export, ExportDetached, told_of
+from alembic_partitions.plan import Detached, DropDetached, Export, ExportDetached, told_again
 
-from .statements import Batch, Statement, send, transaction
+from .removing import drop_batches, insist_on
+from .statements import Batch, Statement, insist, send, transaction
 
 # For writers of what is no partition any more: there should be none.
 _LOCK_TIMEOUT_MS = 2_000
+# Most file systems take names of 255 bytes; some room for what is put behind.
+_LONGEST_NAME = 200
 
 
 def check_folder(folder: str | None) -> str | None:
@@ -36,62 +39,108 @@ def check_folder(folder: str | None) -> str | None:
 def export_batches(step: ExportDetached) -> tuple[Batch, ...]:
     """Return what is sent for an export: it reads, and notes down where the rows are."""
     old = step.detached
-    return (transaction(ddl.HoldStill(), ddl.CopyOut(old.schema, old.name)),)
+    copy = Statement(
+        ddl.CopyOut(old.schema, old.name, old.columns).sql(),
+        remark="the program counts the rows, writes this to the file, reads that back, and says so in the"
+        " comment of the table",
+    )
+    return (transaction(*_opening(old), copy, lock_timeout_ms=_LOCK_TIMEOUT_MS),)
 
 
 def export(connection: Connection, step: ExportDetached, folder: str) -> Export:
-    """Write a detached partition to ``<schema>.<partition>.csv.gz``, read it back, note it in the mark.
+    """Write a detached partition to a file, read it back, note it in the mark.
 
-    The file appears under its name only when it is whole. One that is there already is taken if it holds
-    just these rows: a run that was cut off has written it.
+    The file is called ``<database>.<schema>.<partition>.<when it was detached>.csv.gz``, and appears under
+    its name only when it is whole. One that is there already is taken if it holds just these rows: a run that
+    was cut off has written it.
 
     :param connection: not in a transaction.
     :raises ArchiveError: it cannot be written or read back, or another file has its name.
     """
     old = step.detached
-    path = Path(folder) / f"{quote(old.home, safe='')}.{quote(old.partition, safe='')}.csv.gz"
+    path = _path(connection, old, folder)
     name = f"{old.schema}.{old.name}"
     with connection.begin(), _told(name, path):
-        _lock(connection, step)
+        for statement in transaction(*_opening(old), lock_timeout_ms=_LOCK_TIMEOUT_MS).statements:
+            send(connection, statement)
         rows = catalog.count_rows(connection, old.schema, old.name)
-        digest = _taken(connection, step, path) if path.exists() else _written(connection, step, path)
-        found, found_digest = _read_back(path)
-        if (found, found_digest) != (rows, digest):
-            raise ArchiveError(
-                table=name,
-                problem=f"{path} holds {found} rows where the table has {rows}, or other ones",
-                remedy="Remove that file and run again.",
-            )
-        made = Export(str(path), rows, digest)
+        digest = _copied(connection, step, len) if path.exists() else None
+        while path.exists() and not _holds(path, (rows, str(digest))):
+            if old.export is None:
+                raise ArchiveError(
+                    table=name,
+                    problem=f"{path} exists and holds something else",
+                    remedy="Move that file away, or name another folder.",
+                )
+            path = _next(path)  # it has been changed since it was exported: both are kept
+        if not path.exists():
+            digest = _written(connection, step, path)
+            if not _holds(path, (rows, digest)):
+                raise ArchiveError(
+                    table=name, problem=f"{path} cannot be read back", remedy="Look after that disk."
+                )
+        made = Export(str(path), rows, str(digest))
         _write_manifest(path, step, made)
-        kept = told_of(step.table, old.partition, old.home, old.bound, made)
         assert old.at is not None
-        mark = ddl.MarkExported(old.schema, old.name, kept, f"{old.at:%Y-%m-%d %H:%M:%S.%f}Z")
+        mark = ddl.MarkAgain(old.schema, old.name, told_again(step.table, old, made), old.at)
         send(connection, Statement(mark.sql()))
     return made
 
 
-def verify(step_name: str, made: Export) -> None:
-    """Make sure that an export still is what it was.
+def drop_exported(connection: Connection, step: DropDetached, give_up_at: float | None = None) -> bool:
+    """Drop a table if both its file and itself hold what was verified; return whether they do.
 
-    :raises ArchiveError: it is not.
+    :param connection: not in a transaction.
+    :raises LockNotAvailable: the locks were not to be had.
+    :raises WorkFailed: PostgreSQL refused.
     """
-    path = Path(made.path)
-    with _told(step_name, path):
-        if _read_back(path) != (made.rows, made.sha256):
-            raise ArchiveError(
-                table=step_name,
-                problem=f"its export {path} has changed since it was verified",
-                remedy="Bring the file back, or move it away to have it written anew.",
-            )
+    old, made = step.detached, step.detached.export
+    assert made is not None
+    if not _holds(Path(made.path), (made.rows, made.sha256)):
+        return False
+    *keys, last = drop_batches(step)
+    for batch in keys:
+        insist_on(connection, batch, step, give_up_at)
+    copy = ddl.CopyOut(old.schema, old.name, old.columns).sql()
+
+    def attempt() -> int:
+        with connection.begin():
+            for statement in last.statements:
+                if statement.sql != copy:
+                    send(connection, statement)
+                elif _copied(connection, step, len) != made.sha256:
+                    return 0
+        return 1
+
+    return bool(
+        insist(
+            attempt,
+            connection,
+            table=str(step.table),
+            what=f"Dropping {old.name}",
+            relations=[old.oid],
+            give_up_at=give_up_at,
+        )
+    )
 
 
-def _lock(connection: Connection, step: ExportDetached) -> None:
-    old = step.detached
-    opening = ddl.SetLockTimeout(_LOCK_TIMEOUT_MS), ddl.HoldStill(), ddl.LockShared(old.schema, old.name)
-    for element in opening:
-        send(connection, Statement(element.sql()))
-    send(connection, Statement(ddl.ConfirmDetached(old.schema, old.name, old.oid).sql()))
+def _opening(old: Detached) -> tuple[ddl.Element | Statement, ...]:
+    where = old.schema, old.name
+    lock = Statement(ddl.LockShared(*where).sql(), f"SHARE on {old.schema}.{old.name}, until it is written")
+    return ddl.HoldStill(), lock, ddl.ConfirmDetached(*where, old.oid)
+
+
+def _path(connection: Connection, old: Detached, folder: str) -> Path:
+    parts = (connection.engine.url.database or "", old.home, old.partition)
+    name = ".".join(quote(part, safe="").replace(".", "%2E") for part in parts)
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[:_LONGEST_NAME]}_{hashlib.blake2s(name.encode(), digest_size=4).hexdigest()}"
+    return Path(folder) / f"{name}.{old.at:%Y%m%dT%H%M%SZ}.csv.gz"
+
+
+def _next(path: Path) -> Path:
+    stem, _, number = path.name.removesuffix(".csv.gz").partition("-")
+    return path.with_name(f"{stem}-{int(number or 1) + 1}.csv.gz")
 
 
 def _written(connection: Connection, step: ExportDetached, path: Path) -> str:
@@ -109,19 +158,9 @@ def _written(connection: Connection, step: ExportDetached, path: Path) -> str:
     return digest
 
 
-def _taken(connection: Connection, step: ExportDetached, path: Path) -> str:
-    digest = _copied(connection, step, len)
-    with suppress(OSError, EOFError, UnicodeError):
-        if _read_back(path)[1] == digest:
-            return digest
-    raise ArchiveError(
-        table=f"{step.detached.schema}.{step.detached.name}",
-        problem=f"{path} exists and holds something else",
-        remedy="Move that file away, or name another folder.",
-    )
-
-
-def _copied(connection: Connection, step: ExportDetached, out: Callable[[bytes], object]) -> str:
+def _copied(
+    connection: Connection, step: ExportDetached | DropDetached, out: Callable[[bytes], object]
+) -> str:
     digest = hashlib.sha256()
 
     def write(block: bytes) -> None:
@@ -130,13 +169,20 @@ def _copied(connection: Connection, step: ExportDetached, out: Callable[[bytes],
 
     old = step.detached
     try:
-        copy_out(connection, ddl.CopyOut(old.schema, old.name).sql(), write)
+        copy_out(connection, ddl.CopyOut(old.schema, old.name, old.columns).sql(), write)
     except OSError:
         raise
     except Exception as error:  # each driver has its own here, unwrapped
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise WorkFailed(table=str(step.table), what=f"Exporting {old.name}", reason=told[0]) from error
     return digest.hexdigest()
+
+
+def _holds(path: Path, wanted: tuple[int, str]) -> bool:
+    try:
+        return _read_back(path) == wanted
+    except (OSError, EOFError, UnicodeError):  # gone, cut short, no file of ours
+        return False
 
 
 def _read_back(path: Path) -> tuple[int, str]:
@@ -152,14 +198,16 @@ def _read_back(path: Path) -> tuple[int, str]:
 
 
 def _write_manifest(path: Path, step: ExportDetached, made: Export) -> None:
-    """Say beside the file what it is: the table will be gone."""
+    """Say beside the file what it is, and how to read it: the table will be gone."""
     old = step.detached
+    names = ", ".join(map(ddl.quote, old.columns))
     told = {
         "table": [step.table.schema, step.table.name],
         "partition": old.partition,
         "bound": old.bound,
         "rows": made.rows,
         "sha256 of the CSV": made.sha256,
+        "to load it": f"COPY a_table ({names}) FROM STDIN WITH (FORMAT csv, HEADER true)",
     }
     path.with_name(f"{path.name.removesuffix('.csv.gz')}.json").write_text(json.dumps(told, indent=2) + "\n")
 
@@ -177,9 +225,9 @@ def _settle(path: Path) -> None:
 def _told(name: str, path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, EOFError, UnicodeError) as error:
+    except OSError as error:
         raise ArchiveError(
             table=name,
-            problem=f"{path}: {getattr(error, 'strerror', None) or error}",
+            problem=f"{path}: {error.strerror or error}",
             remedy="Make room or mend the folder; the next run writes it anew.",
         ) from error

@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
-from alembic_partitions.errors import LockNotAvailable, WorkFailed
+from alembic_partitions.errors import LockNotAvailable, PartitionError, WorkFailed
 from alembic_partitions.plan import (
-    DETACHING_MARK,
+    ChangeFate,
     DetachPartition,
     DropDetached,
     How,
+    KeepPartition,
     MoveDetached,
     RestoreDetached,
+    told_again,
     told_of,
 )
 from alembic_partitions.sessions import pause
@@ -39,16 +42,21 @@ _DOING: Mapping[type, str] = {
     MoveDetached: "Archiving",
     DropDetached: "Dropping",
     RestoreDetached: "Restoring",
+    ChangeFate: "Marking",
+    KeepPartition: "Marking",
 }
 
-_Step: TypeAlias = "DetachPartition | MoveDetached | DropDetached | RestoreDetached"
+_Step: TypeAlias = (
+    "DetachPartition | KeepPartition | MoveDetached | ChangeFate | DropDetached | RestoreDetached"
+)
 
 
 def detach_batches(step: DetachPartition) -> tuple[Batch, ...]:
     """Return what detaches a partition: one transaction, or three parts where it is done concurrently."""
     table, part = step.table, step.partition
     where = part.schema, part.name
-    told = told_of(table, part.name, part.schema, part.bound)
+    after_name = (step.archive_schema or part.schema, step.name)
+    told = told_of(table, part.name, part.schema, part.bound, after_name)
     confirm = ddl.ConfirmPartition(*where, part.oid, _oid(step), part.bound)
     parent = ddl.qualified(table.schema, table.name)
     detach = ddl.Detach(*where, parent, step.how)
@@ -67,7 +75,7 @@ def detach_batches(step: DetachPartition) -> tuple[Batch, ...]:
         begin = [_in_turn(step, confirm, ddl.MarkDetaching(*where, told))]
     else:
         # Whoever began it may have left no mark; one that is there must not be lost: it tells the CHECKs.
-        begin = [] if _has_mark(step) else [_in_turn(step, ddl.MarkDetaching(*where, told))]
+        begin = [] if part.is_leaving else [_in_turn(step, ddl.MarkDetaching(*where, told))]
     waits = f"SHARE UPDATE EXCLUSIVE on {table}, then ACCESS EXCLUSIVE on {part.schema}.{part.name}"
     middle = alone(Statement(detach.sql(), waits), lock_timeout_ms=DETACH_TIMEOUT_MS)
     return (*begin, middle, after)
@@ -84,7 +92,7 @@ def detach(connection: Connection, step: DetachPartition, give_up_at: float | No
     """
     for batch in detach_batches(step):
         if batch.in_transaction:
-            _insist(connection, batch, step, give_up_at)
+            insist_on(connection, batch, step, give_up_at)
         else:
             _concurrently(connection, batch, step, give_up_at)
 
@@ -92,8 +100,24 @@ def detach(connection: Connection, step: DetachPartition, give_up_at: float | No
 def move_batches(step: MoveDetached) -> tuple[Batch, ...]:
     """Return what moves a detached partition to the archive."""
     old = step.detached
-    elements = [ddl.ConfirmDetached(old.schema, old.name, old.oid)]
-    return (transaction(*elements, *_move(old.schema, old.name, step.name, step.archive_schema)),)
+    where, table = (old.schema, old.name), step.table
+    assert old.at is not None
+    told = told_of(table, old.partition, old.home, old.bound, (step.archive_schema, step.name), old.export)
+    first = ddl.ConfirmDetached(*where, old.oid), ddl.MarkAgain(*where, told, old.at)
+    return (transaction(*first, *_move(*where, step.name, step.archive_schema)),)
+
+
+def fate_batches(step: ChangeFate) -> tuple[Batch, ...]:
+    """Return what notes another on_expiry, from now on."""
+    old = step.detached
+    where = old.schema, old.name
+    mark = ddl.MarkDetached(*where, told_again(step.table, old))
+    return (transaction(ddl.ConfirmDetached(*where, old.oid), mark),)
+
+
+def keep_batches(step: KeepPartition) -> tuple[Batch, ...]:
+    """Return what gives a partition its comment back."""
+    return (_in_turn(step, ddl.MarkKept(step.partition.schema, step.partition.name)),)
 
 
 def drop_batches(step: DropDetached) -> tuple[Batch, ...]:
@@ -101,20 +125,22 @@ def drop_batches(step: DropDetached) -> tuple[Batch, ...]:
     old = step.detached
     where = old.schema, old.name
     confirm = ddl.ConfirmDetached(*where, old.oid)
+    compare: list[ddl.Element | Statement] = []
+    if old.export is not None:
+        told = f"compared with {old.export.path}; if they differ, nothing is dropped"
+        copy = ddl.CopyOut(*where, old.columns).sql()
+        compare = [ddl.HoldStill(), Statement(copy, remark=told)]
     keys = [
         transaction(confirm, Statement(ddl.DropKey(*where, key).sql(), f"ACCESS EXCLUSIVE on {other}"))
-        for key, other in old.keys
+        for key, other, _ in old.keys
     ]
-    return (*keys, transaction(ddl.LockAlone(*where), confirm, ddl.DropDetachedTable(*where)))
+    return (*keys, transaction(ddl.LockAlone(*where), confirm, *compare, ddl.DropDetachedTable(*where)))
 
 
-def remove(
-    connection: Connection, step: MoveDetached | DropDetached, give_up_at: float | None = None
-) -> None:
-    """Move or drop what has been detached; raises as :func:`detach` does."""
-    batches = drop_batches(step) if isinstance(step, DropDetached) else move_batches(step)
-    for batch in batches:
-        _insist(connection, batch, step, give_up_at)
+def remove(connection: Connection, step: _Step, give_up_at: float | None = None) -> None:
+    """Move, mark or drop what has been detached; raises as :func:`detach` does."""
+    for batch in _BATCHES[type(step)](step):
+        insist_on(connection, batch, step, give_up_at)
 
 
 def restore_batches(step: RestoreDetached) -> tuple[Batch, ...]:
@@ -122,25 +148,32 @@ def restore_batches(step: RestoreDetached) -> tuple[Batch, ...]:
     table, old = step.table, step.detached
     assert table.policy is not None
     assert table.key_type is not None
-    where, home = (old.schema, old.name), (table.schema, step.name)
+    where, home = (old.schema, old.name), (old.home, step.name)
     confirm = ddl.ConfirmDetached(*where, old.oid)
     proof = ddl.ProveBound(*where, table.policy.key, table.key_type, old.lower, old.upper)
-    moved = [ddl.SetSchema(*where, table.schema)] if old.schema != table.schema else []
-    renamed = [ddl.Rename(table.schema, old.name, step.name)] if old.name != step.name else []
+    away = old.schema != old.home
+    moved = [ddl.MakeRoom(*where, old.home), ddl.SetSchema(*where, old.home)] if away else []
+    renamed = [ddl.Rename(old.home, old.name, step.name)] if old.name != step.name else []
     attach = Statement(
         ddl.Reattach(*home, ddl.qualified(table.schema, table.name), old.bound).sql(), attach_locks(table)
     )
-    last = [ddl.DropProof(*home), ddl.MarkRestored(*home)]
+    last = [ddl.DropProof(*home), ddl.DropLeftCheck(*home), ddl.MarkRestored(*home)]
     return (
-        transaction(confirm, ddl.DropProof(*where), proof),
-        _in_turn(step, confirm, *moved, *renamed, attach, *last),
+        transaction(ddl.NoTimeout(), confirm, ddl.DropProof(*where), proof),
+        _in_turn(step, ddl.NoTimeout(), confirm, *moved, *renamed, attach, *last),
     )
 
 
 def restore(connection: Connection, step: RestoreDetached, give_up_at: float | None = None) -> None:
     """Attach what has been detached; raises as :func:`detach` does."""
-    for batch in restore_batches(step):
-        _insist(connection, batch, step, give_up_at)
+    old = step.detached
+    try:
+        for batch in restore_batches(step):
+            insist_on(connection, batch, step, give_up_at)
+    except PartitionError:
+        with suppress(DBAPIError):  # nothing of ours stays on it; where it does, the next try takes it away
+            apply(connection, transaction(ddl.DropProof(old.schema, old.name)))
+        raise
 
 
 def _put_away(step: DetachPartition, told: dict[str, object]) -> Sequence[ddl.Element | Statement]:
@@ -149,7 +182,8 @@ def _put_away(step: DetachPartition, told: dict[str, object]) -> Sequence[ddl.El
     cleaned = ddl.DropLeftCheck(*where)
     if step.reattach:
         parent = ddl.qualified(step.table.schema, step.table.name)
-        return [ddl.Reattach(*where, parent, part.bound), cleaned, ddl.MarkRestored(*where)]
+        attach = Statement(ddl.Reattach(*where, parent, part.bound).sql(), attach_locks(step.table))
+        return [ddl.NoTimeout(), attach, cleaned, ddl.MarkRestored(*where)]
     first = [] if step.how is How.PLAIN else [cleaned]
     return [*first, ddl.MarkDetached(*where, told), *_move(*where, step.name, step.archive_schema)]
 
@@ -157,26 +191,29 @@ def _put_away(step: DetachPartition, told: dict[str, object]) -> Sequence[ddl.El
 def _move(schema: str, name: str, to: str, archive_schema: str | None) -> list[ddl.Element]:
     # Where its name is taken, it is renamed on the way out.
     renamed: list[ddl.Element] = [] if to == name else [ddl.Rename(schema, name, to)]
-    moved: list[ddl.Element] = (
-        [] if archive_schema in (None, schema) else [ddl.SetSchema(schema, to, str(archive_schema))]
-    )
-    return [*renamed, *moved]
+    if archive_schema is None or archive_schema == schema:
+        return renamed
+    return [*renamed, ddl.MakeRoom(schema, to, archive_schema), ddl.SetSchema(schema, to, archive_schema)]
 
 
-def _in_turn(step: DetachPartition | RestoreDetached, *elements: ddl.Element | Statement) -> Batch:
+def _in_turn(
+    step: DetachPartition | KeepPartition | RestoreDetached, *elements: ddl.Element | Statement
+) -> Batch:
     """A transaction that begins when nobody else makes or removes partitions of the table."""
     opening = [ddl.LockParent(_oid(step)), ddl.SetLockTimeout(LOCK_TIMEOUT_MS)]
     return transaction(*opening, *elements, lock_timeout_ms=TURN_TIMEOUT_MS)
 
 
-def _insist(
+def insist_on(
     connection: Connection,
     batch: Batch,
     step: _Step,
-    give_up_at: float | None,
+    give_up_at: float | None = None,
 ) -> None:
+    """Send a batch until its locks are had; raises as :func:`detach` does."""
     name, oid = _subject(step)
     relations = [oid, *([step.table.oid] if step.table.oid else [])]
+    relations += [other for _, _, other in step.detached.keys] if isinstance(step, DropDetached) else []
     what = f"{_DOING[type(step)]} {name}"
     insist(
         lambda: apply(connection, batch),
@@ -189,7 +226,7 @@ def _insist(
 
 
 def _subject(step: _Step) -> tuple[str, int]:
-    if isinstance(step, DetachPartition):
+    if isinstance(step, (DetachPartition, KeepPartition)):
         return step.partition.name, step.partition.oid
     return step.detached.name, step.detached.oid
 
@@ -202,15 +239,14 @@ def _concurrently(
     finalize = ddl.Detach(
         part.schema, part.name, ddl.qualified(step.table.schema, step.table.name), How.FINALIZE
     )
-    while True:
-        with connection.begin():
-            state = catalog.detach_state(connection, part.oid)
-            # One that has used the table for long would only leave it half detached.
-            slow = catalog.holders(connection, [oid], seconds=DETACH_TIMEOUT_MS / 1000)
-        if state in ("detached", "gone"):
-            return
-        if slow and state == "attached":
-            raise LockNotAvailable(table=str(step.table), reason="; ".join(map(str, slow)))
+    with connection.begin():
+        state = catalog.detach_state(connection, part.oid)
+    if state == "attached":
+        # One that has used the table for long would only leave it half detached.
+        slow = _slow(connection, oid)
+        if slow:
+            raise _given_up(connection, step, "; ".join(map(str, slow)))
+    while state not in ("detached", "gone"):
         if state == "pending":
             batch = alone(finalize, lock_timeout_ms=DETACH_TIMEOUT_MS)
         try:
@@ -218,25 +254,63 @@ def _concurrently(
             return
         except DBAPIError as error:
             if sqlstate(error) not in TRY_AGAIN:
-                raise _refused(step, error) from error
+                raise _refused(connection, step, error) from error
             if time.monotonic() > deadline:
                 with connection.begin():
                     told = "; ".join(map(str, catalog.holders(connection, [oid, part.oid])))
-                raise LockNotAvailable(table=str(step.table), reason=told or reason(error)) from error
+                raise _given_up(connection, step, told or reason(error)) from error
         pause(connection, random.uniform(0.1, 0.3))
+        with connection.begin():
+            state = catalog.detach_state(connection, part.oid)
 
 
-def _refused(step: DetachPartition, error: DBAPIError) -> WorkFailed:
+def _slow(connection: Connection, oid: int) -> list[catalog.Blocker]:
+    """Return who has used a table for longer than a DETACH would wait.
+
+    Since when, PostgreSQL tells of this role's own sessions alone; the others are waited for.
+    """
+    deadline = time.monotonic() + DETACH_TIMEOUT_MS / 1000
+    seen: set[str] | None = None
+    while True:
+        with connection.begin():
+            holders = catalog.holders(connection, [oid])
+        slow = [h for h in holders if h.seconds is not None and h.seconds > DETACH_TIMEOUT_MS / 1000]
+        hidden = [h for h in holders if h.seconds is None and (seen is None or h.transaction in seen)]
+        if slow or not hidden or time.monotonic() > deadline:
+            return slow or hidden
+        seen = {holder.transaction for holder in hidden}
+        pause(connection, 0.1)
+
+
+def _given_up(connection: Connection, step: DetachPartition, why: str) -> LockNotAvailable:
+    """Leave no mark of what has not begun, and return what to raise."""
+    with suppress(DBAPIError):
+        if step.how is How.CONCURRENTLY:
+            with connection.begin():
+                attached = catalog.detach_state(connection, step.partition.oid) == "attached"
+            if attached:
+                keep = KeepPartition(step.table, step.partition)
+                apply(connection, keep_batches(keep)[0])
+    return LockNotAvailable(table=str(step.table), reason=why)
+
+
+def _refused(connection: Connection, step: DetachPartition, error: DBAPIError) -> WorkFailed:
     told = reason(error)
+    if not error.connection_invalidated:
+        _given_up(connection, step, told)
     if sqlstate(error) == _FOREIGN_KEY_VIOLATION:
         told += ". Delete the rows that refer to it first, or drop the foreign key"
     return WorkFailed(table=str(step.table), what=f"Detaching {step.partition.name}", reason=told)
 
 
-def _has_mark(step: DetachPartition) -> bool:
-    return step.partition.mark is not None and step.partition.mark.startswith(DETACHING_MARK)
-
-
-def _oid(step: DetachPartition | RestoreDetached) -> int:
+def _oid(step: DetachPartition | KeepPartition | RestoreDetached) -> int:
     assert step.table.oid is not None
     return step.table.oid
+
+
+_BATCHES: Mapping[type, Callable[[Any], tuple[Batch, ...]]] = {
+    KeepPartition: keep_batches,
+    MoveDetached: move_batches,
+    ChangeFate: fate_batches,
+    DropDetached: drop_batches,
+}

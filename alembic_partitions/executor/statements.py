@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
@@ -31,6 +31,8 @@ class Statement:
 
     sql: str
     locks: str = ""
+    #: What a script says beside it.
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +48,17 @@ class Batch:
         """Return the batch as psql runs it."""
         lines = ["BEGIN;"] if self.in_transaction else []
         for statement in (*self.statements, *self.closing):
-            lines += [f"-- locks: {statement.locks}"] if statement.locks else []
+            lines += [remark(f"locks: {statement.locks}")] if statement.locks else []
+            lines += [remark(statement.remark)] if statement.remark else []
             lines.append(f"{statement.sql};")
         lines += ["COMMIT;"] if self.in_transaction else []
         return "".join(f"{line}\n" for line in lines)
+
+
+def remark(text: str) -> str:
+    """Return a comment of one line: names come from the catalog, and a line break in one would end it."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"-- {''.join(shown)}"
 
 
 def transaction(*elements: ddl.Element | Statement, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Batch:
@@ -92,9 +101,10 @@ def apply(connection: Connection, batch: Batch) -> int:
         try:
             return sum(max(send(connection, statement), 0) for statement in batch.statements)
         finally:
-            for statement in batch.closing:
-                with suppress(DBAPIError):  # a connection that has died holds no settings
-                    send(connection, statement)
+            if not connection.invalidated:  # one that has died holds no settings
+                for statement in batch.closing:
+                    with suppress(SQLAlchemyError):
+                        send(connection, statement)
 
 
 def insist(
@@ -130,7 +140,7 @@ def insist(
 
 def script(batches: Iterable[Batch], why: str = "") -> str:
     """Return batches as one script, saying why."""
-    return (f"-- {why}\n" if why else "") + "".join(batch.sql() for batch in batches)
+    return (f"{remark(why)}\n" if why else "") + "".join(batch.sql() for batch in batches)
 
 
 def _told(connection: Connection, relations: Collection[int]) -> str:

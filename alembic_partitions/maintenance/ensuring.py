@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import NotManagedError, PartitionError
-from alembic_partitions.plan import CreatePartition, ManagedTable, Plan, plan_horizon
+from alembic_partitions.errors import NotManagedError, PartitionError, PolicyError
+from alembic_partitions.plan import CreatePartition, ManagedTable, Plan, is_too_short, plan_horizon
 
 from .history import record
 from .reports import Report, TablePlan, TableResult
@@ -34,13 +34,41 @@ class _Work:
     error: str | None = None
 
 
+def with_retention(tables: Sequence[ManagedTable], retention: str | None) -> list[ManagedTable]:
+    """Return tables with another retention than their policies'.
+
+    :raises PolicyError: it is no period, or shorter than a window of one of them.
+    """
+    if retention is None:
+        return list(tables)
+    changed = []
+    for table in tables:
+        if table.policy is None:
+            changed.append(table)
+            continue
+        policy = table.policy.changed(retention=retention)
+        if is_too_short(policy):
+            raise PolicyError(
+                field="retention",
+                problem=f"{retention!r} is shorter than one window of {table}",
+                remedy="Keep rows for one window at least.",
+            )
+        changed.append(dataclasses.replace(table, policy=policy))
+    return changed
+
+
 def plan(
-    connection: Connection, *, schema: str | None = None, tables: Collection[str] | None = None
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    tables: Collection[str] | None = None,
+    retention: str | None = None,
 ) -> tuple[TablePlan, ...]:
     """Return what :func:`ensure` would do now, table by table; a healthy table has an empty plan.
 
     :param schema: where partition_config lives; ``None`` finds it by our mark.
     :param tables: only these, ``name`` or ``schema.name``.
+    :param retention: in place of the policies' own.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     snapshot = snapshot_of(connection, schema, tables)
@@ -48,7 +76,7 @@ def plan(
         return ()
     now = clock(snapshot.now)
     with connection.begin():
-        plans = [_plan(connection, table, now) for table in snapshot.tables]
+        plans = [_plan(connection, table, now) for table in with_retention(snapshot.tables, retention)]
     return tuple(TablePlan(str(p.table), p, snapshot.user, now) for p in plans)
 
 
@@ -59,6 +87,7 @@ def ensure(
     tables: Collection[str] | None = None,
     give_up_at: float | None = None,
     known_failure: str | None = None,
+    retention: str | None = None,
     write_down: bool = True,
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
@@ -68,6 +97,7 @@ def ensure(
     :param tables: only these, ``name`` or ``schema.name``.
     :param give_up_at: ``time.monotonic()`` after which no further partition is begun.
     :param known_failure: :attr:`Report.failure` of an earlier run, which is not written down once more.
+    :param retention: in place of the policies' own: how far ``lookback`` reaches.
     :param write_down: whether to write the run to partition_runs.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
@@ -81,7 +111,8 @@ def ensure(
         if snapshot.in_recovery:
             return Report(in_recovery=True)
         now = clock(snapshot.now)
-        works = [_Work(plan) for plan in _plans(connection, snapshot.tables, now)]
+        managed = with_retention(snapshot.tables, retention)
+        works = [_Work(plan) for plan in _plans(connection, managed, now)]
     # Every table's current and next window before any table's far horizon: time may run out.
     for near in (True, False):
         todo = [(w, [s for s in w.plan.steps if (s.distance <= 1) is near]) for w in works if not w.error]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import datetime
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
@@ -41,6 +42,18 @@ def record(connection: Connection, snapshot: catalog.Snapshot, action: str, repo
             )
     except DBAPIError as error:
         logger.warning("the run could not be written to partition_runs: %s", reason(error))
+
+
+def last_run(connection: Connection, snapshot: catalog.Snapshot, before: datetime) -> datetime | None:
+    """Return when the last run before an instant began; ``None`` where there is none, or none to be seen."""
+    runs = ddl.runs_table(snapshot.config_schema)
+    try:
+        with connection.begin():
+            latest = select(func.max(runs.c.started_at)).where(runs.c.started_at < before)
+            found: datetime | None = connection.execute(latest).scalar_one()
+            return found
+    except DBAPIError:
+        return None
 
 
 def history_retention() -> Period:

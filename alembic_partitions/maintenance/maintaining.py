@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
@@ -13,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import PartitionError, PolicyError
+from alembic_partitions.errors import LockNotAvailable, PartitionError, PolicyError, RunUnderWay
 from alembic_partitions.locks import one_run
 from alembic_partitions.plan import (
     DetachPartition,
@@ -22,13 +21,15 @@ from alembic_partitions.plan import (
     ManagedTable,
     MoveDetached,
     Removal,
+    RestoreDetached,
     Retention,
 )
+from alembic_partitions.sessions import own_transactions
 
-from .ensuring import ensure, plan, snapshot_of
+from .ensuring import ensure, plan, snapshot_of, with_retention
 from .history import history_retention, prune, record
 from .reports import Report, TableResult
-from .retaining import Moment, Planned, archive_folder, plan_tables, with_retention
+from .retaining import Moment, Planned, archive_folder, moment, plan_tables
 from .settings import clock
 from .tending import Upkeep, check_partitions, plan_upkeep, tend_all
 
@@ -46,12 +47,14 @@ class Orders:
     :param archive_to: the folder that partitions are exported to.
     :param analyze: whether to keep statistics.
     :param vacuum: names of partitions to vacuum; ``closed`` stands for those that have just ended.
+    :param trust_clock: whether somebody has made sure of the clock after a long time without a run.
     """
 
     retention: str | None = None
     archive_to: str | None = None
     analyze: bool = True
     vacuum: tuple[str, ...] = ()
+    trust_clock: bool = False
 
 
 @dataclass(slots=True)
@@ -61,10 +64,21 @@ class _Work:
     table: ManagedTable
     done: dict[str, list[str]] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
-    error: str | None = None
+    errors: list[str] = field(default_factory=list)
+    #: PostgreSQL knows one pending detach a table: after a wait in vain there is no sense in another.
+    waits: bool = False
 
     def note(self, what: str, name: str) -> None:
         self.done.setdefault(what, []).append(name)
+
+    def failed(self, error: Exception) -> None:
+        told = reason(error) if isinstance(error, DBAPIError) else str(error) or type(error).__name__
+        if not isinstance(error, (PartitionError, DBAPIError)):
+            logger.exception("retention of %s", self.table)
+        else:
+            logger.warning("retention of %s: %s", self.table, told)
+        if told not in self.errors:
+            self.errors.append(told)
 
 
 def maintain(
@@ -87,33 +101,46 @@ def maintain(
     :raises PolicyError: ``orders.retention`` is no period, or shorter than a window.
     :raises RunUnderWay: another run does not end.
     """
+    with own_transactions(connection):
+        return _maintain(connection, schema, tables, orders, progress or _silent)
+
+
+def _maintain(
+    connection: Connection,
+    schema: str | None,
+    tables: Collection[str] | None,
+    orders: Orders,
+    tell: Progress,
+) -> Report:
     kept = history_retention()
     snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None or snapshot.in_recovery:
         return Report(in_recovery=snapshot is not None)
     managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
-    tell = progress or _silent
-    ensured = ensure(connection, schema=schema, tables=tables, write_down=False)
-    made = {result.table: result.created for result in ensured.results}
-    for table, names in made.items():
-        for name in names:
-            tell(f"{table}: made {name}")
-    moment = Moment(clock(snapshot.now), snapshot.now)
-    with one_run(connection.engine, snapshot.config_schema):
-        works = {str(table): _Work(table) for table in managed}
-        _retain(connection, list(works.values()), moment, orders, made, tell)
-        changed = {name for name, work in works.items() if made.get(name) or work.done}
-        with connection.begin(), catalog.utc_settings(connection):
-            sound = [work.table for work in works.values() if work.error is None]
-            usable = list(catalog.with_partitions(connection, sound))
-        upkeep = _upkeep(connection, usable, moment, orders, changed)
-        for name, told in tend_all(connection, upkeep, tell).items():
-            works[name].done["tended"] = told.tended
-            works[name].findings += told.given_up
+    when = moment(connection, snapshot, clock(snapshot.now), orders.trust_clock)
+    ensured = ensure(connection, schema=schema, tables=tables, retention=orders.retention, write_down=False)
+    for result in ensured.results:
+        for name in result.created:
+            tell(f"{result.table}: made {name}")
+    works = {str(table): _Work(table) for table in managed}
+    try:
+        with one_run(connection.engine, snapshot.config_schema):
+            _retain(connection, list(works.values()), when, orders, tell)
+            changed = {result.table for result in ensured.results if result.created}
+            changed |= {name for name, work in works.items() if work.done}
+            with connection.begin(), catalog.utc_settings(connection):
+                whole = list(catalog.with_partitions(connection, managed))
+            for name, told in tend_all(connection, _upkeep(connection, whole, when, orders, changed), tell):
+                works[name].done["tended"] = told.tended
+                works[name].findings += told.given_up
+    except RunUnderWay as error:
+        record(connection, snapshot, "maintain", dataclasses.replace(ensured, error=str(error)))
+        raise
     report = Report(tuple(_joined(result, works.get(result.table)) for result in ensured.results))
     record(connection, snapshot, "maintain", report)
-    prune(connection, snapshot, kept)
+    if when.doubt is None:  # the history is what a clock is held against
+        prune(connection, snapshot, kept)
     return report
 
 
@@ -133,56 +160,69 @@ def plan_maintain(
         return []
     managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
-    horizon = plan(connection, schema=schema, tables=tables)
-    moment = Moment(clock(snapshot.now), snapshot.now, dry_run=True)
+    horizon = plan(connection, schema=schema, tables=tables, retention=orders.retention)
+    scripts = {item.table: item.sql() for item in horizon}
+    when = Moment(clock(snapshot.now))
     with connection.begin():
-        planned = plan_tables(connection, managed, moment, orders.archive_to)
+        planned = [item.retention for item in plan_tables(connection, managed, when, orders.archive_to)]
     changed = {item.table for item in horizon if item.plan.steps}
-    changed |= {str(item.retention.table) for item in planned if item.retention.steps}
-    staying = [_after(table, item.retention) for table, item in zip(managed, planned, strict=True)]
-    upkeep = {str(item.table): item for item in _upkeep(connection, staying, moment, orders, changed)}
-    return [
-        (
-            item.table,
-            item.sql()
-            + executor.removal_script(going.retention)
-            + "".join(batch.sql() for _, batch in upkeep[item.table].batches),
-        )
-        for item, going in zip(horizon, planned, strict=True)
-    ]
+    changed |= {str(item.table) for item in planned if item.steps}
+    upkeep = _upkeep(connection, [_after(item) for item in planned], when, orders, changed)
+    for going, item in zip(planned, upkeep, strict=True):
+        lines = scripts.get(str(going.table), ""), executor.removal_script(going)
+        scripts[str(going.table)] = "".join((*lines, *(batch.sql() for _, batch in item.batches)))
+    return [(str(table), scripts[str(table)]) for table in managed]
 
 
 def _retain(
-    connection: Connection,
-    works: Sequence[_Work],
-    moment: Moment,
-    orders: Orders,
-    made: dict[str, tuple[str, ...]],
-    tell: Progress,
+    connection: Connection, works: Sequence[_Work], when: Moment, orders: Orders, tell: Progress
 ) -> None:
     for work in works:
-        with _held_to_account(work):
-            planned = _planned(connection, work, moment, orders, made)
-            told = map(str, planned.retention.findings)
-            work.findings += [finding for finding in told if finding != planned.problem]
-            work.error = planned.problem
-            for step in planned.retention.steps:
-                _take(connection, step, work, orders, tell)
-            if not planned.retention.steps:
-                continue
-            # What has just been detached can be exported now.
-            for step in _planned(connection, work, moment, orders, made).retention.steps:
-                if isinstance(step, ExportDetached):
-                    _take(connection, step, work, orders, tell)
+        planned = _planned(connection, work, when, orders)
+        if planned is None:
+            continue
+        if planned.problem is not None:
+            work.errors.append(planned.problem)
+        told = map(str, planned.retention.findings)
+        work.findings += [finding for finding in told if finding != planned.problem]
+        _take_all(connection, planned.retention.steps, work, orders, tell)
+        if planned.problem is not None or not planned.retention.steps:
+            continue
+        # What has just been detached, or given another fate, can go to the archive now.
+        again = _planned(connection, work, when, orders)
+        steps = again.retention.steps if again is not None else ()
+        _take_all(
+            connection,
+            [s for s in steps if isinstance(s, (ExportDetached, MoveDetached))],
+            work,
+            orders,
+            tell,
+        )
 
 
-def _planned(
-    connection: Connection, work: _Work, moment: Moment, orders: Orders, made: dict[str, tuple[str, ...]]
-) -> Planned:
-    with connection.begin():
-        just_made = made.get(str(work.table), ())
-        (planned,) = plan_tables(connection, [work.table], moment, orders.archive_to, just_made)
+def _planned(connection: Connection, work: _Work, when: Moment, orders: Orders) -> Planned | None:
+    try:
+        with connection.begin():
+            (planned,) = plan_tables(connection, [work.table], when, orders.archive_to)
+    except Exception as error:  # noqa: BLE001  # one bad table stops no other
+        work.failed(error)
+        return None
     return planned
+
+
+def _take_all(
+    connection: Connection, steps: Iterable[Removal], work: _Work, orders: Orders, tell: Progress
+) -> None:
+    for step in steps:
+        if work.waits and isinstance(step, DetachPartition):
+            continue
+        try:
+            _take(connection, step, work, orders, tell)
+        except LockNotAvailable as error:
+            work.waits |= isinstance(step, DetachPartition)
+            work.failed(error)
+        except Exception as error:  # noqa: BLE001  # one bad partition stops no other
+            work.failed(error)
 
 
 def _take(connection: Connection, step: Removal, work: _Work, orders: Orders, tell: Progress) -> None:
@@ -194,34 +234,42 @@ def _take(connection: Connection, step: Removal, work: _Work, orders: Orders, te
             work.note("archived", f"{step.archive_schema}.{step.name}")
         tell(f"{work.table}: {what} {step.partition.name}")
     elif isinstance(step, ExportDetached):
-        export = executor.export(connection, step, archive_folder(orders.archive_to))
-        work.note("archived", export.path)
-        tell(f"{work.table}: exported {export.rows} rows of {step.detached.partition} to {export.path}")
-    elif isinstance(step, DropDetached):
-        if step.detached.export is not None:
-            executor.verify(f"{step.detached.schema}.{step.detached.name}", step.detached.export)
+        _export(connection, step, work, orders, tell)
+    elif isinstance(step, DropDetached) and step.detached.export is not None:
+        if executor.drop_exported(connection, step):
+            _dropped(step, work, tell)
+        else:
+            work.findings.append(
+                f"{step.detached.export.path} is gone or is not what {step.detached.name} holds now:"
+                " exported anew, and dropped by a later run"
+            )
+            _export(connection, ExportDetached(step.table, step.detached), work, orders, tell)
+    elif not isinstance(step, RestoreDetached):
         executor.remove(connection, step)
-        work.note("dropped", step.detached.name)
-        tell(f"{work.table}: dropped {step.detached.schema}.{step.detached.name}")
-    elif isinstance(step, MoveDetached):
-        executor.remove(connection, step)
-        work.note("archived", f"{step.archive_schema}.{step.name}")
-        tell(f"{work.table}: moved {step.detached.name} to {step.archive_schema}.{step.name}")
+        if isinstance(step, DropDetached):
+            _dropped(step, work, tell)
+        elif isinstance(step, MoveDetached):
+            work.note("archived", f"{step.archive_schema}.{step.name}")
+            tell(f"{work.table}: moved {step.detached.name} to {step.archive_schema}.{step.name}")
 
 
-@contextmanager
-def _held_to_account(work: _Work) -> Iterator[None]:
-    try:
-        yield
-    except (PartitionError, DBAPIError) as error:
-        work.error = str(error) if isinstance(error, PartitionError) else reason(error)
-        logger.warning("retention of %s: %s", work.table, work.error)
+def _export(
+    connection: Connection, step: ExportDetached, work: _Work, orders: Orders, tell: Progress
+) -> None:
+    export = executor.export(connection, step, archive_folder(orders.archive_to))
+    work.note("archived", export.path)
+    tell(f"{work.table}: exported {export.rows} rows of {step.detached.partition} to {export.path}")
+
+
+def _dropped(step: DropDetached, work: _Work, tell: Progress) -> None:
+    work.note("dropped", step.detached.name)
+    tell(f"{work.table}: dropped {step.detached.schema}.{step.detached.name}")
 
 
 def _joined(result: TableResult, work: _Work | None) -> TableResult:
     if work is None:
         return result
-    errors = [error for error in (result.error, work.error) if error]
+    errors = [*([result.error] if result.error else []), *work.errors]
     done = {what: tuple(names) for what, names in work.done.items()}
     findings = (*result.findings, *(told for told in work.findings if told not in result.findings))
     error = "; ".join(errors) or None
@@ -240,22 +288,22 @@ def _as_ordered(
     return with_retention(managed, orders.retention)
 
 
-def _after(table: ManagedTable, retention: Retention) -> ManagedTable:
+def _after(retention: Retention) -> ManagedTable:
     """Return a table with the partitions that stay."""
     going = {step.partition.oid for step in retention.steps if isinstance(step, DetachPartition)}
     staying = tuple(part for part in retention.table.partitions if part.oid not in going)
-    return dataclasses.replace(table, partitions=staying)
+    return dataclasses.replace(retention.table, partitions=staying)
 
 
 def _upkeep(
     connection: Connection,
     tables: Sequence[ManagedTable],
-    moment: Moment,
+    when: Moment,
     orders: Orders,
     changed: Collection[str],
 ) -> list[Upkeep]:
     with connection.begin():
-        return plan_upkeep(connection, tables, moment.now, changed, orders.analyze, orders.vacuum)
+        return plan_upkeep(connection, tables, when.now, changed, orders.analyze, orders.vacuum)
 
 
 def _silent(line: str) -> None:

@@ -73,6 +73,8 @@ class Report:
 
     results: tuple[TableResult, ...] = ()
     in_recovery: bool = False
+    #: Why the run as a whole came to an early end.
+    error: str | None = None
 
     @property
     def created(self) -> int:
@@ -86,5 +88,5 @@ class Report:
     @property
     def failure(self) -> str | None:
         """Why the run failed, a line a table; ``None`` if it did not."""
-        failed = (f"{result.table}: {result.failure}" for result in self.results if result.failure)
-        return "\n".join(failed) or None
+        failed = [f"{result.table}: {result.failure}" for result in self.results if result.failure]
+        return "\n".join([*failed, *([self.error] if self.error else [])]) or None

@@ -11,7 +11,8 @@ from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
 from alembic_partitions.errors import NotDetachedError, PartitionError
 from alembic_partitions.locks import one_run
-from alembic_partitions.plan import ManagedTable, RestoreDetached, Retention, plan_restore
+from alembic_partitions.plan import ManagedTable, RestoreDetached, Retention, names_of, plan_restore
+from alembic_partitions.sessions import own_transactions
 
 from .ensuring import snapshot_of
 from .history import record
@@ -37,15 +38,16 @@ def restore(
     :raises NotDetachedError: one of ``names`` is no detached partition; nothing was restored.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
-    snapshot = snapshot_of(connection, schema, tables)
-    if snapshot is None or snapshot.in_recovery:
-        return Report(in_recovery=snapshot is not None)
-    with one_run(connection.engine, snapshot.config_schema):
-        with connection.begin():
-            plans = _plans(connection, snapshot.tables, names)
-        report = Report(tuple(_restored(connection, planned) for planned in plans))
-    record(connection, snapshot, "restore", report)
-    return report
+    with own_transactions(connection):
+        snapshot = snapshot_of(connection, schema, tables)
+        if snapshot is None or snapshot.in_recovery:
+            return Report(in_recovery=snapshot is not None)
+        with one_run(connection.engine, snapshot.config_schema):
+            with connection.begin():
+                plans = _plans(connection, snapshot.tables, names)
+            report = Report(tuple(_restored(connection, planned) for planned in plans))
+        record(connection, snapshot, "restore", report)
+        return report
 
 
 def plan_restoring(
@@ -70,7 +72,7 @@ def _plans(
     plans, known = [], set[str]()
     for found in catalog.read_removable(connection, list(tables)):
         for old in found.detached:
-            known |= {old.name, old.partition, f"{old.schema}.{old.name}"}
+            known |= names_of(old)
         taken: set[tuple[str, str]] = set()
         while True:
             planned = plan_restore(found.table, found.detached, names, taken)
@@ -86,14 +88,14 @@ def _plans(
 
 
 def _restored(connection: Connection, planned: Retention) -> TableResult:
-    restored, error = [], None
-    try:
-        for step in planned.steps:
-            assert isinstance(step, RestoreDetached)
+    restored, errors = list[str](), list[str]()
+    for step in planned.steps:
+        assert isinstance(step, RestoreDetached)
+        try:
             executor.restore(connection, step)
             restored.append(step.name)
-    except (PartitionError, DBAPIError) as failure:
-        error = str(failure) if isinstance(failure, PartitionError) else reason(failure)
-    findings = tuple(map(str, planned.findings))
-    error = error or ("; ".join(findings) or None)
-    return TableResult(str(planned.table), restored=tuple(restored), error=error, findings=findings)
+        except (PartitionError, DBAPIError) as failure:
+            errors.append(str(failure) if isinstance(failure, PartitionError) else reason(failure))
+    findings = list(map(str, planned.findings))
+    error = "; ".join([*errors, *findings]) or None
+    return TableResult(str(planned.table), restored=tuple(restored), error=error)

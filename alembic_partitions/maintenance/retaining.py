@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -20,10 +19,12 @@ from alembic_partitions.plan import (
     Refusal,
     RestoreDetached,
     Retention,
+    is_healing,
     plan_retention,
 )
 from alembic_partitions.policy import PartitionPolicy
 
+from .history import last_run
 from .settings import NOW_VARIABLE
 
 #: The folder that partitions are exported to where their policy names no archive_schema.
@@ -31,35 +32,43 @@ ARCHIVE_VARIABLE = "ALEMBIC_PARTITIONS_ARCHIVE"
 
 # Further apart, one of the two clocks is wrong.
 _CLOCKS_AGREE = timedelta(hours=1)
-# Where nothing has been kept for longer than that, the clock may have jumped. The next run tells.
-_LONG_OUT = timedelta(days=7)
+# If the last run was longer ago than that, the clock may have jumped. Runs of the last hours are no evidence
+# that it has not: they may have been made by that very clock.
+_LONG_OUT, _FRESH = timedelta(days=45), timedelta(hours=12)
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a run happens: the instant that it works at, the host's, and whether it only looks."""
+    """When a run happens, and why its clock may be wrong: ``doubt``."""
 
     now: datetime
-    database_now: datetime
-    dry_run: bool = False
+    doubt: tuple[Refusal, str] | None = None
 
-    def doubt(self, table: ManagedTable, made_now: Collection[str] = ()) -> Finding | None:
-        """Tell why nothing of a table must be removed now.
-
-        :param made_now: the partitions that this very run has made.
-        """
-        if self.dry_run:
+    def doubt_of(self, table: ManagedTable) -> Finding | None:
+        """Tell why nothing of a table must be removed now."""
+        if self.doubt is None:
             return None
-        if os.environ.get(NOW_VARIABLE):
-            return Finding(Refusal.REHEARSED, str(table))
-        apart = abs(datetime.now(timezone.utc) - self.database_now)
-        if apart > _CLOCKS_AGREE:
-            return Finding(Refusal.CLOCK, f"{table}: the server's clock and this host's are {apart} apart")
-        ends = [p.upper for p in table.partitions if p.upper is not None and p.name not in made_now]
-        if ends and max(ends) < table.grid.key_at(self.now - _LONG_OUT):
-            told = f"{table}: before this run the last partition ended at {max(ends)}"
-            return Finding(Refusal.CLOCK, told)
-        return None
+        refusal, why = self.doubt
+        return Finding(refusal, f"{table}: {why}" if why else str(table))
+
+
+def moment(connection: Connection, snapshot: catalog.Snapshot, now: datetime, trust_clock: bool) -> Moment:
+    """Return when a run happens, its clock held against this host's and against earlier runs.
+
+    :param connection: not in a transaction.
+    :param trust_clock: whether somebody has looked at it.
+    """
+    if os.environ.get(NOW_VARIABLE):
+        return Moment(now, (Refusal.REHEARSED, ""))
+    if trust_clock:
+        return Moment(now)
+    apart = abs(datetime.now(timezone.utc) - snapshot.now)
+    if apart > _CLOCKS_AGREE:
+        return Moment(now, (Refusal.CLOCK, f"the server's clock and this host's are {apart} apart"))
+    before = last_run(connection, snapshot, now - _FRESH)
+    if before is not None and now - before > _LONG_OUT:
+        return Moment(now, (Refusal.CLOCK, f"the last run was on {before.astimezone(timezone.utc):%Y-%m-%d}"))
+    return Moment(now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,29 +79,15 @@ class Planned:
     problem: str | None = None
 
 
-def with_retention(tables: Sequence[ManagedTable], retention: str | None) -> list[ManagedTable]:
-    """Return tables with another retention than their policies'.
-
-    :raises PolicyError: it is no period, or shorter than a window of one of them.
-    """
-    if retention is None:
-        return list(tables)
-    return [
-        dataclasses.replace(t, policy=t.policy.changed(retention=retention)) if t.policy is not None else t
-        for t in tables
-    ]
-
-
 def plan_tables(
     connection: Connection,
     tables: Sequence[ManagedTable],
     moment: Moment,
     archive_to: str | None = None,
-    made_now: Collection[str] = (),
 ) -> list[Planned]:
     """Plan what goes of each table; in a transaction."""
     return [
-        _planned(connection, found, moment, archive_to, made_now)
+        _planned(connection, found, moment, archive_to)
         for found in catalog.read_removable(connection, tables)
     ]
 
@@ -102,27 +97,35 @@ def _planned(
     found: catalog.Removable,
     moment: Moment,
     archive_to: str | None,
-    made_now: Collection[str],
 ) -> Planned:
     table = found.table
     if table.problem is not None or table.policy is None:
         return Planned(Retention(table))
-    doubt = moment.doubt(table, made_now)
+    doubt = moment.doubt_of(table)
     taken: set[tuple[str, str]] = set()
     while True:
         planned = plan_retention(
-            table, found.detached, moment.now, taken=taken, referring=found.referring, doubt=doubt
+            table,
+            found.detached,
+            moment.now,
+            taken=taken,
+            referring=found.referring,
+            doubt=doubt,
+            in_progress=found.in_progress,
         )
         more = names_taken(connection, planned) - taken
         if not more:
             break
         taken |= more
-    if planned.findings and planned.findings[0] is doubt:
-        return Planned(planned, str(doubt))
+    first = planned.findings[0] if planned.findings else None
+    if first is not None and (first is doubt or first.refusal is Refusal.TOO_SHORT):
+        return Planned(planned, str(first))
     problem = _nowhere_to_go(connection, table.policy, archive_to) if planned.steps else None
     if problem is not None:
         finding = Finding(Refusal.NO_ARCHIVE, f"{table}: {problem}")
-        return Planned(Retention(table, findings=(finding, *planned.findings)), str(finding))
+        # What is half-way and not expired is put back all the same.
+        healing = [step for step in planned.steps if is_healing(step)]
+        return Planned(Retention(table, tuple(healing), (finding, *planned.findings)), str(finding))
     return Planned(planned)
 
 
@@ -135,8 +138,10 @@ def names_taken(connection: Connection, planned: Retention) -> set[tuple[str, st
                 wanted.add((step.archive_schema or step.partition.schema, step.name))
         elif isinstance(step, MoveDetached):
             wanted.add((step.archive_schema, step.name))
-        elif isinstance(step, RestoreDetached) and step.detached.name != step.name:
-            wanted.add((step.table.schema, step.name))
+        elif isinstance(step, RestoreDetached):
+            old = step.detached
+            if (old.schema, old.name) != (old.home, step.name):
+                wanted.add((old.home, step.name))
     if not wanted:
         return set()
     schemas, names = {schema for schema, _ in wanted}, {name for _, name in wanted}

@@ -89,11 +89,12 @@ def plan_upkeep(
 
 def tend_all(
     connection: Connection, upkeep: Sequence[Upkeep], tell: Callable[[str], None]
-) -> dict[str, Tended]:
+) -> list[tuple[str, Tended]]:
     """Analyze and vacuum; what cannot be had now is given up until the next run."""
-    results = {}
+    results = []
     for item in upkeep:
-        result = results[str(item.table)] = Tended()
+        result = Tended()
+        results.append((str(item.table), result))
         for name, batch in item.batches:
             try:
                 executor.tend(connection, batch)

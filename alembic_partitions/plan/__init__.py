@@ -3,16 +3,19 @@
 from .children import Constraint, Index, Mend, Mending, Relation, differences
 from .horizon import plan_horizon, plan_rows, plan_windows, refused, windows_between
 from .removals import (
+    ChangeFate,
     Detached,
     DetachPartition,
     DropDetached,
     Export,
     ExportDetached,
     How,
+    KeepPartition,
     MoveDetached,
     Removal,
     RestoreDetached,
     Retention,
+    told_again,
     told_of,
 )
 from .repairing import (
@@ -31,7 +34,7 @@ from .repairing import (
     plan_stranded,
     windows_asked,
 )
-from .retention import plan_restore, plan_retention
+from .retention import is_healing, is_too_short, names_of, plan_restore, plan_retention
 from .runway import Runway, Stretch, instant_of, local, runway_of, uncovered
 from .values import (
     CONFIG_MARK,
@@ -69,6 +72,7 @@ __all__ = [
     "RESTORED_MARK",
     "RUNS_MARK",
     "Asked",
+    "ChangeFate",
     "Constraint",
     "Coverage",
     "CreatePartition",
@@ -82,6 +86,7 @@ __all__ = [
     "ForeignKey",
     "How",
     "Index",
+    "KeepPartition",
     "ManagedTable",
     "Mend",
     "Mending",
@@ -106,8 +111,11 @@ __all__ = [
     "drains_of",
     "in_order",
     "instant_of",
+    "is_healing",
+    "is_too_short",
     "limits",
     "local",
+    "names_of",
     "plan_gaps",
     "plan_horizon",
     "plan_restore",
@@ -117,6 +125,7 @@ __all__ = [
     "plan_windows",
     "refused",
     "runway_of",
+    "told_again",
     "told_of",
     "uncovered",
     "windows_asked",

@@ -37,7 +37,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """A table that was our partition, as its mark tells; ``at`` is ``None`` while it is not renamed yet."""
+    """A table that was our partition, as its mark tells; ``at`` is ``None`` while it is not put away yet."""
 
     oid: int
     schema: str
@@ -49,9 +49,15 @@ class Detached:
     lower: KeyValue | None
     upper: KeyValue | None
     at: datetime | None = None
+    #: The ``on_expiry`` that it was detached by.
+    fate: str = "detach"
     export: Export | None = None
-    #: Its own foreign keys, each with the table that it refers to.
-    keys: tuple[tuple[str, str], ...] = ()
+    #: Somebody has given it another name or schema since: it is theirs to drop.
+    renamed: bool = False
+    #: Its own foreign keys, each with the table that it refers to, by name and OID.
+    keys: tuple[tuple[str, str, int], ...] = ()
+    #: Its columns but for generated ones.
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,24 @@ class DropDetached:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeFate:
+    """Note another ``on_expiry`` in the mark of a detached partition: its grace begins anew."""
+
+    table: ManagedTable
+    detached: Detached
+    reason: Reason = Reason.FATE
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPartition:
+    """Give a partition back the comment that it had before a run, since cut off, was about to detach it."""
+
+    table: ManagedTable
+    partition: Partition
+    reason: Reason = Reason.CUT_OFF
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreDetached:
     """Attach a detached partition again, under ``name``."""
 
@@ -107,7 +131,10 @@ class RestoreDetached:
     name: str
 
 
-Removal: TypeAlias = "DetachPartition | MoveDetached | ExportDetached | DropDetached | RestoreDetached"
+Removal: TypeAlias = (
+    "DetachPartition | KeepPartition | MoveDetached | ExportDetached | ChangeFate | DropDetached"
+    " | RestoreDetached"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +147,32 @@ class Retention:
 
 
 def told_of(
-    table: ManagedTable, partition: str, home: str, bound: str, export: Export | None = None
+    table: ManagedTable,
+    partition: str,
+    home: str,
+    bound: str,
+    name: tuple[str, str],
+    export: Export | None = None,
 ) -> dict[str, object]:
-    """Return what the mark of a detached partition keeps of it, as JSON values."""
-    kept: dict[str, object] = {"table": [table.schema, table.name], "partition": partition, "schema": home}
-    return {**kept, "bound": bound, **({"export": dataclasses.asdict(export)} if export else {})}
+    """Return what the mark of a detached partition keeps of it, as JSON values.
+
+    :param name: the schema and name that it gets.
+    """
+    assert table.policy is not None
+    told: dict[str, object] = {
+        "id": table.identity,
+        "table": [table.schema, table.name],
+        "key": table.key_type,
+        "partition": partition,
+        "schema": home,
+        "bound": bound,
+        "fate": table.policy.on_expiry,
+        "as": list(name),
+    }
+    return {**told, **({"export": dataclasses.asdict(export)} if export else {})}
+
+
+def told_again(table: ManagedTable, old: Detached, export: Export | None = None) -> dict[str, object]:
+    """Return what the mark of a detached partition keeps of it, with another fate or export."""
+    name = (old.schema, old.name)
+    return told_of(table, old.partition, old.home, old.bound, name, export or old.export)

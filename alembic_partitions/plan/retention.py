@@ -7,7 +7,7 @@ It is dropped later, if at all, once ``grace`` has passed since.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -18,11 +18,13 @@ from alembic_partitions.policy import PartitionPolicy
 
 from .horizon import cutoff, refused
 from .removals import (
+    ChangeFate,
     Detached,
     DetachPartition,
     DropDetached,
     ExportDetached,
     How,
+    KeepPartition,
     MoveDetached,
     Removal,
     RestoreDetached,
@@ -42,6 +44,7 @@ def plan_retention(
     taken: Collection[tuple[str, str]] = (),
     referring: Sequence[str] = (),
     doubt: Finding | None = None,
+    in_progress: bool = False,
 ) -> Retention:
     """Plan what goes.
 
@@ -49,31 +52,64 @@ def plan_retention(
     :param now: the instant, aware.
     :param taken: names that a detached partition must not get, each with its schema.
     :param referring: foreign keys that refer to the table.
-    :param doubt: why nothing must be removed now.
+    :param doubt: why nothing must be removed now; what is half-way and not expired is put back all the same.
+    :param in_progress: somebody is just detaching a partition concurrently.
     """
     if refused(table) is not None or table.policy is None or table.key_type is None:
         return Retention(table)
     policy = table.policy
+    if is_too_short(policy):
+        return Retention(table, findings=(Finding(Refusal.TOO_SHORT, f"{table}: {policy.retention}"),))
     line = _Line(table.grid, cutoff(policy, table.grid, now))
-    steps, findings = list[Removal](), list[Finding]()
-    steps += _halves(table, detached, line, taken)
-    ripe = [old for old in sorted(detached, key=_begin) if _ripe(policy, old, now)]
-    dropped = [old for old in ripe if line.passed(old.lower, old.upper)]
-    findings += [Finding(Refusal.EXTENDED, f"{old.schema}.{old.name}") for old in ripe if old not in dropped]
-    going = dropped[: policy.max_drops]
-    steps += [DropDetached(table, old) for old in going]
-    steps += _to_archive(table, [d for d in detached if d not in going and d.at is not None], taken)
-    expired, more = _expired(table, line, now)
-    findings += more
+    halves = list(_halves(table, detached, line, taken, in_progress))
+    healing = [step for step in halves if is_healing(step)]
+    aside = [old for old in detached if old.at is not None]
+    fates, dropping, waiting = _aside(table, aside, line, now)
+    settled = {old.oid for old in dropping} | {step.detached.oid for step in fates}
+    archiving = _to_archive(table, [old for old in aside if old.oid not in settled], taken)
+    expired, findings = _expired(table, line, now)
+    if in_progress and any(part.detach_pending for part in table.partitions):
+        findings.append(Finding(Refusal.IN_PROGRESS, str(table)))
+    steps: list[Removal] = [step for step in halves if step not in healing]
+    steps += [*fates, *archiving]
     steps += [_detach(table, part, taken) for part in expired[: policy.max_drops]]
-    waiting = max(len(expired) - policy.max_drops, 0) + len(dropped) - len(going)
+    steps += [DropDetached(table, old) for old in dropping]
+    waiting += max(len(expired) - policy.max_drops, 0)
     if waiting:
         findings.append(Finding(Refusal.MORE_WAIT, f"{table}: {waiting} expired partitions wait"))
-    detaching = any(isinstance(step, DetachPartition) for step in steps)
-    findings += [Finding(Refusal.REFERRED_TO, f"{table} <- {key}") for key in referring if detaching]
+    if any(isinstance(step, DetachPartition) for step in steps):
+        findings += [Finding(Refusal.REFERRED_TO, f"{table} <- {key}") for key in referring]
+    inside = [old for old in aside if not line.passed(old.lower, old.upper)]
+    if inside:
+        more = f" and {len(inside) - 1} more" * (len(inside) > 1)
+        findings.append(Finding(Refusal.EXTENDED, f"{inside[0].schema}.{inside[0].name}{more}"))
     if steps and doubt is not None:
-        return Retention(table, findings=(doubt, *findings))
-    return Retention(table, tuple(steps), tuple(findings))
+        return Retention(table, tuple(healing), (doubt, *findings))
+    return Retention(table, (*healing, *steps), tuple(findings))
+
+
+def is_healing(step: Removal) -> bool:
+    """Tell whether a step only puts back what is half-way and not expired."""
+    return isinstance(step, KeepPartition) or (isinstance(step, DetachPartition) and step.reattach)
+
+
+# The least and the most hours in each, by the calendar.
+_HOURS: Mapping[str, tuple[int, int]] = {
+    "hour": (1, 1),
+    "day": (24, 24),
+    "week": (7 * 24, 7 * 24),
+    "month": (28 * 24, 31 * 24),
+    "quarter": (90 * 24, 92 * 24),
+    "year": (365 * 24, 366 * 24),
+}
+
+
+def is_too_short(policy: PartitionPolicy) -> bool:
+    """Tell whether a retention is shorter than one window: nobody means that."""
+    if policy.retention is None:
+        return False
+    period = Period.parse(policy.retention)
+    return period.count * _HOURS[period.unit][1] < policy.every * _HOURS[policy.interval][0]
 
 
 def plan_restore(
@@ -82,31 +118,58 @@ def plan_restore(
     wanted: Collection[str] = (),
     taken: Collection[tuple[str, str]] = (),
 ) -> Retention:
-    """Plan what comes back.
+    """Plan what comes back, each to the schema that it came from.
 
     :param wanted: names that they have, or had as partitions; none means all.
+    :param taken: names in use, each with its schema.
     """
     steps, findings = list[RestoreDetached](), list[Finding]()
+    standing = [p for p in table.partitions if not p.is_default]
     for old in sorted(detached, key=_begin):
-        if wanted and not {old.name, old.partition, f"{old.schema}.{old.name}"} & set(wanted):
+        if wanted and not names_of(old) & set(wanted):
             continue
-        in_the_way = [p for p in table.partitions if not p.is_default and _overlap(p, old)]
+        in_the_way = [p for p in standing if _overlap(p, old)]
         if in_the_way:
             told = f"{old.schema}.{old.name}, by {in_the_way[0].schema}.{in_the_way[0].name}"
             findings.append(Finding(Refusal.OCCUPIED, told))
-        else:
-            name = old.partition
-            if (table.schema, name) in taken:
-                name = partition_name(name, "restored", _names(taken, table.schema))
-            steps.append(RestoreDetached(table, old, name))
+            continue
+        name = old.partition
+        if (old.home, name) in taken and (old.schema, old.name) != (old.home, name):
+            name = partition_name(name, "restored", _names(taken, old.home))
+        steps.append(RestoreDetached(table, old, name))
+        standing.append(Partition(old.oid, old.schema, old.name, old.lower, old.upper))
     return Retention(table, tuple(steps), tuple(findings))
 
 
+def names_of(old: Detached) -> set[str]:
+    """Return the names that a detached partition may be called by."""
+    return {old.name, old.partition, f"{old.schema}.{old.name}"}
+
+
+def _aside(
+    table: ManagedTable, aside: Sequence[Detached], line: _Line, now: datetime
+) -> tuple[list[ChangeFate], list[Detached], int]:
+    """Return which detached partitions get another fate, which are dropped, and how many of those wait."""
+    assert table.policy is not None
+    fates, dropping = list[ChangeFate](), list[Detached]()
+    for old in sorted(aside, key=_begin):
+        # What lies in another schema was archived, or is somebody's own by now.
+        if old.renamed or old.schema != old.home or not line.passed(old.lower, old.upper):
+            continue
+        if old.fate != table.policy.on_expiry:
+            fates.append(ChangeFate(table, old))
+        elif _ripe(table.policy, old, now):
+            dropping.append(old)
+    most = table.policy.max_drops
+    return fates, dropping[:most], max(len(dropping) - most, 0)
+
+
 def _ripe(policy: PartitionPolicy, old: Detached, now: datetime) -> bool:
-    """Tell whether a detached partition would be dropped if it is expired still."""
+    """Tell whether it is time to drop what is expired."""
     if old.at is None or Period.parse(policy.grace).after(old.at, policy.timezone) > now:
         return False
-    return policy.on_expiry == "drop" or (policy.on_expiry == "archive" and old.export is not None)
+    exported = policy.on_expiry == "archive" and policy.archive_schema is None and old.export is not None
+    return policy.on_expiry == "drop" or exported
 
 
 def _overlap(part: Partition, old: Detached) -> bool:
@@ -140,12 +203,19 @@ class _Line:
 
 
 def _halves(
-    table: ManagedTable, detached: Sequence[Detached], line: _Line, taken: Collection[tuple[str, str]]
-) -> Iterator[DetachPartition]:
+    table: ManagedTable,
+    detached: Sequence[Detached],
+    line: _Line,
+    taken: Collection[tuple[str, str]],
+    in_progress: bool,
+) -> Iterator[DetachPartition | KeepPartition]:
     """What a run that was cut off, or a time-out, has left half-way."""
     for part in table.partitions:
-        if part.detach_pending and part.is_ours:
-            yield _detach(table, part, taken, How.FINALIZE, not line.passed(part.lower, part.upper))
+        past = line.passed(part.lower, part.upper)
+        if part.detach_pending and part.is_ours and not in_progress:
+            yield _detach(table, part, taken, How.FINALIZE, not past)
+        elif part.is_leaving and not part.detach_pending and not past:
+            yield KeepPartition(table, part)
     for old in detached:
         if old.at is None:
             part = Partition(old.oid, old.schema, old.name, old.lower, old.upper, bound=old.bound)
@@ -165,7 +235,7 @@ def _expired(table: ManagedTable, line: _Line, now: datetime) -> tuple[list[Part
         kept = expired.pop()
         findings.append(Finding(Refusal.LAST, f"{kept.schema}.{kept.name}"))
     if expired and any(p.detach_pending and not p.is_ours for p in table.partitions):
-        # PostgreSQL knows one pending detach a table; whose this is, nobody can tell.
+        # PostgreSQL knows one pending detach a table, and this one is none of ours.
         stuck = next(p for p in table.partitions if p.detach_pending and not p.is_ours)
         return [], [*findings, Finding(Refusal.DETACH_PENDING, f"{stuck.schema}.{stuck.name}")]
     return expired, findings
@@ -204,16 +274,18 @@ def _detach(
 
 
 def _to_archive(
-    table: ManagedTable, detached: Sequence[Detached], taken: Collection[tuple[str, str]]
+    table: ManagedTable, aside: Sequence[Detached], taken: Collection[tuple[str, str]]
 ) -> Iterator[MoveDetached | ExportDetached]:
     assert table.policy is not None
     if table.policy.on_expiry != "archive":
         return
     archive = table.policy.archive_schema
-    for old in sorted(detached, key=_begin):
-        if archive is not None and old.schema != archive:
+    for old in sorted(aside, key=_begin):
+        if old.renamed:
+            continue
+        if archive is not None and old.schema == old.home != archive:
             yield MoveDetached(table, old, _archived_name(old.partition, archive, taken), archive)
-        elif archive is None and old.export is None:
+        elif archive is None and old.export is None and old.schema == old.home:
             yield ExportDetached(table, old)
 
 

@@ -50,6 +50,7 @@ class Reason(Enum):
     CUT_OFF = "a run that was cut off left it half-way"
     GRACE_OVER = "detached longer ago than its grace"
     ARCHIVE = "on_expiry is archive"
+    FATE = "on_expiry has changed since it was detached, so its grace begins anew"
 
 
 class Refusal(Enum):
@@ -71,6 +72,8 @@ class Refusal(Enum):
     OUT_OF_RANGE = "the calendar of windows ends here"
     NOT_OURS = "expired, but attached by hand: it lacks our mark, so it stays until somebody detaches it"
     LAST = "expired, but the last partition of its table, which stays"
+    TOO_SHORT = "its retention is shorter than one window, so nothing is removed; correct it"
+    IN_PROGRESS = "somebody's DETACH CONCURRENTLY is under way; the next run looks again"
     MORE_WAIT = "more than max_drops; the next runs go on"
     CLOCK = "the clock is in doubt, so nothing is removed in this run"
     REHEARSED = "by a rehearsed clock nothing is removed; unset ALEMBIC_PARTITIONS_NOW, or use --dry-run"
@@ -80,7 +83,7 @@ class Refusal(Enum):
         " or drop the foreign key"
     )
     OCCUPIED = "its place is taken; drop that partition if it is empty, or move its rows, then restore"
-    EXTENDED = "detached, but its retention or on_expiry was changed since: it stays; restore brings it back"
+    EXTENDED = "detached, but within its retention now, so it stays as it is; restore brings it back"
     SHORT_LIVED = "made as asked, but older than retention, which will take it; lengthen retention to keep it"
     INCOMING_KEY = (
         "a foreign key refers to the table, so moving its rows would cascade or fail; drop that key, repair,"
@@ -124,6 +127,11 @@ class Partition:
         """Whether its comment says that we made it."""
         return self.mark is not None and self.mark.startswith((PARTITION_MARK, DETACHING_MARK))
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether its comment says that a run was about to detach it."""
+        return self.mark is not None and self.mark.startswith(DETACHING_MARK)
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -155,6 +163,8 @@ class ManagedTable:
     traits: Traits = Traits()
     partitions: tuple[Partition, ...] = ()
     problem: tuple[Refusal, str] | None = None
+    #: Of its declaration: outlives a rename and a dump, and is another one where a name is used again.
+    identity: str | None = None
     #: Digits of the second that the key keeps, as in ``timestamptz(0)``; ``None`` for all six.
     precision: int | None = None
 

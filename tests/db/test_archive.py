@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from alembic_partitions.maintenance import Report, TableResult
 from tests.clock import Clock
 from tests.databases import Database, Roles
 from tests.db.test_retention import KEPT, PAST, detached, history, keeping, mark, result
-from tests.tables import NOW, columns, declare, partitions, rows, run, scalar
+from tests.tables import NOW, columns, declare, operations, partitions, rows, run, scalar
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,10 @@ def test_what_was_detached_under_another_policy_follows(engine: Engine) -> None:
 # A file.
 
 
+def file(engine: Engine, partition: str, ending: str = "csv.gz") -> str:
+    return f"{engine.url.database}.public.{partition}.{NOW:%Y%m%dT%H%M%SZ}.{ending}"
+
+
 def archived(engine: Engine, folder: Path) -> TableResult:
     return result(engine, archive_to=str(folder))
 
@@ -107,15 +112,15 @@ def test_partitions_are_exported_verified_and_dropped_only_after_their_grace(
     wanted = content(engine, PAST[0])
     told = archived(engine, folder)
     assert told.error is None
-    assert told.archived == tuple(f"{folder}/public.{name}.csv.gz" for name in PAST)
+    assert told.archived == tuple(f"{folder}/{file(engine, name)}" for name in PAST)
     noted = mark(engine, f"{PAST[0]}_detached")["export"]
     unpacked = gzip.decompress(Path(noted["path"]).read_bytes())
     assert noted == {
-        "path": f"{folder}/public.{PAST[0]}.csv.gz",
+        "path": f"{folder}/{file(engine, PAST[0])}",
         "rows": 3,
         "sha256": hashlib.sha256(unpacked).hexdigest(),
     }
-    manifest = json.loads((folder / f"public.{PAST[0]}.json").read_text())
+    manifest = json.loads((folder / file(engine, PAST[0], "json")).read_text())
     assert (manifest["table"], manifest["partition"], manifest["rows"]) == (["public", "odds"], PAST[0], 3)
     # PostgreSQL itself reads it back as the same rows.
     run(engine, f"CREATE TABLE again (LIKE {PAST[0]}_detached)")
@@ -134,7 +139,8 @@ def test_an_export_that_is_not_what_it_was_keeps_its_table(
 ) -> None:
     history(engine, rules=keeping(on_expiry="archive", grace="1 day"))
     archived(engine, folder)
-    path = folder / f"public.{PAST[0]}.csv.gz"
+    mark_before = mark(engine, f"{PAST[0]}_detached")
+    path = folder / file(engine, PAST[0])
     if harm == "gone":
         path.unlink()
     elif harm == "changed":
@@ -143,9 +149,39 @@ def test_an_export_that_is_not_what_it_was_keeps_its_table(
         path.write_bytes(path.read_bytes()[:-9])
     clock.forward(days=1, minutes=1)
     told = archived(engine, folder)
-    assert told.dropped == ()
-    assert "Nothing was dropped." in str(told.error)
+    assert told.error is None
+    assert set(told.dropped) == {f"{name}_detached" for name in PAST[1:]}
+    assert any("exported anew, and dropped by a later run" in finding for finding in told.findings)
     assert f"{PAST[0]}_detached" in detached(engine)
+    assert archived(engine, folder).dropped == (f"{PAST[0]}_detached",)
+    export = mark_before["export"]
+    assert isinstance(export, dict)
+    kept = {hashlib.sha256(gzip.decompress(p.read_bytes())).hexdigest() for p in whole(folder)}
+    assert export["sha256"] in kept
+
+
+def whole(folder: Path) -> list[Path]:
+    found = []
+    for path in folder.glob("*.csv.gz"):
+        try:
+            gzip.decompress(path.read_bytes())
+        except EOFError:
+            continue
+        found.append(path)
+    return found
+
+
+def test_a_row_that_was_written_after_the_export_is_not_dropped_without_it(
+    engine: Engine, folder: Path, clock: Clock
+) -> None:
+    history(engine, rules=keeping(on_expiry="archive", grace="1 day"))
+    archived(engine, folder)
+    run(engine, f"INSERT INTO {PAST[0]}_detached (id, at, note) VALUES (99, '2026-03-30 12:00+13', 'late')")
+    clock.forward(days=1, minutes=1)
+    assert f"{PAST[0]}_detached" not in archived(engine, folder).dropped
+    assert f"{PAST[0]}_detached" in archived(engine, folder).dropped
+    kept = [gzip.decompress(path.read_bytes()) for path in sorted(folder.glob(f"*{PAST[0]}*.csv.gz"))]
+    assert [b"late" in content for content in kept] == [True, False]
 
 
 @pytest.mark.parametrize("where", ["nowhere", "missing", "a file"])
@@ -203,22 +239,23 @@ def test_a_disk_that_fills_leaves_no_half_file_and_the_next_run_carries_on(
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_real_device_that_is_full(engine: Engine, folder: Path) -> None:
     history(engine, rules=keeping(on_expiry="archive"))
-    (folder / f"public.{PAST[0]}.csv.gz.part").symlink_to("/dev/full")
+    (folder / file(engine, PAST[0], "csv.gz.part")).symlink_to("/dev/full")
     told = archived(engine, folder)
     assert "No space left on device" in str(told.error)
-    assert list(folder.iterdir()) == []
-    assert len(archived(engine, folder).archived) == 3
+    assert not (folder / file(engine, PAST[0])).exists()
+    assert len(told.archived) == 2, "one bad file stops no other"
+    assert archived(engine, folder).archived == (f"{folder}/{file(engine, PAST[0])}",)
 
 
 def test_a_file_of_somebody_elses_is_not_written_over(engine: Engine, folder: Path) -> None:
     history(engine, rules=keeping(on_expiry="archive"))
-    path = folder / f"public.{PAST[0]}.csv.gz"
+    path = folder / file(engine, PAST[0])
     path.write_bytes(gzip.compress(b"precious\n"))
     told = archived(engine, folder)
     assert "exists and holds something else" in str(told.error)
     assert gzip.decompress(path.read_bytes()) == b"precious\n"
     path.unlink()
-    assert len(archived(engine, folder).archived) == 3
+    assert archived(engine, folder).archived == (str(path),)
 
 
 def test_a_file_that_a_killed_run_had_written_is_taken(
@@ -233,7 +270,7 @@ def test_a_file_that_a_killed_run_had_written_is_taken(
         patched.setattr(exporting, "_write_manifest", killed)
         with pytest.raises(SystemExit):
             archived(engine, folder)
-    assert [path.name for path in folder.iterdir()] == [f"public.{PAST[0]}.csv.gz"]
+    assert [path.name for path in folder.iterdir()] == [file(engine, PAST[0])]
     assert len(archived(engine, folder).archived) == 3
 
 
@@ -283,7 +320,7 @@ def test_any_driver_exports_the_same_bytes(database: Database, any_driver: str, 
     else:  # psycopg 3 has an event loop of its own kind, too
         told = asyncio.run(go())
     assert (told.error, len(told.archived)) == (None, 3)
-    lines = gzip.decompress((folder / f"public.{PAST[0]}.csv.gz").read_bytes()).decode().splitlines()
+    lines = gzip.decompress((folder / file(plain, PAST[0])).read_bytes()).decode().splitlines()
     assert lines[0] == "id,at,note"
     assert lines[1] == "1,2026-03-29 12:00:00+00,"
     assert len(lines) == 4
@@ -400,3 +437,87 @@ def test_identity_defaults_and_keys_come_back_too(engine: Engine) -> None:
 def test_nothing_detached_is_nothing_to_restore(engine: Engine) -> None:
     declare(engine)
     assert restore(engine).results == ()
+
+
+# What a critical reader found.
+
+
+def test_indexes_whose_names_are_taken_in_the_archive_are_in_nobodys_way(engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA old", "CREATE SCHEMA other")
+    history(engine, rules=keeping(on_expiry="archive", archive_schema="old"))
+    declare(engine, "odds", keeping(on_expiry="archive", archive_schema="old"), schema="other")
+    with operations(engine) as op:
+        op.create_partitions("odds", date(2026, 3, 30), date(2026, 4, 1), schema="other")
+    with engine.connect() as connection:
+        told = maintenance.maintain(connection, orders=maintenance.Orders(analyze=False)).results
+    assert [found.error for found in told] == [None, None]
+    assert sorted(len(found.archived) for found in told) == [2, 3]
+
+
+def test_what_was_archived_comes_back_from_a_policy_that_drops(engine: Engine, clock: Clock) -> None:
+    run(engine, "CREATE SCHEMA old")
+    history(engine, rules=keeping(on_expiry="archive", archive_schema="old", grace="1 day"))
+    result(engine)
+    run(engine, "UPDATE partition_config SET on_expiry = 'drop'")
+    clock.forward(days=30)
+    assert not {f"old.{name}" for name in PAST} & set(result(engine).dropped)
+    assert scalar(engine, f"SELECT count(*) FROM old.{PAST[0]}") == 3
+
+
+def test_generated_columns_are_left_out_so_that_the_file_can_be_loaded(engine: Engine, folder: Path) -> None:
+    doubled = sa.Column("twice", sa.BigInteger, sa.Computed("id * 2", persisted=True))
+    history(engine, "odds", keeping(on_expiry="archive"), *columns(), doubled)
+    assert archived(engine, folder).error is None
+    lines = gzip.decompress((folder / file(engine, PAST[0])).read_bytes()).decode().splitlines()
+    assert lines[0] == "id,at,note"
+    manifest = json.loads((folder / file(engine, PAST[0], "json")).read_text())
+    assert manifest["to load it"] == "COPY a_table (id, at, note) FROM STDIN WITH (FORMAT csv, HEADER true)"
+
+
+def test_a_file_name_is_never_too_long(engine: Engine, folder: Path) -> None:
+    name = "ставки_и_коэффициенты_по_дням"
+    history(engine, name, keeping(on_expiry="archive"))
+    told = archived(engine, folder)
+    assert (told.error, len(told.archived)) == (None, 3)
+
+
+def test_one_of_several_that_cannot_come_back_stops_no_other(engine: Engine) -> None:
+    history(engine)
+    result(engine)
+    run(engine, f"ALTER TABLE {PAST[0]}_detached DROP COLUMN note")
+    told = restored(engine)
+    assert told.restored == tuple(PAST[1:])
+    assert 'missing column "note"' in str(told.error)
+    proofs = "SELECT count(*) FROM pg_constraint WHERE conname = 'alembic_partitions_bound'"
+    assert scalar(engine, proofs) == 0
+
+
+def test_each_returns_to_the_schema_that_it_came_from(engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA parts")
+    history(engine)
+    run(engine, f"ALTER TABLE {PAST[0]} SET SCHEMA parts")
+    assert result(engine).error is None
+    assert restored(engine).error is None
+    assert scalar(engine, f"SELECT count(*) FROM parts.{PAST[0]}") == 3
+
+
+def test_a_role_with_a_short_statement_timeout_restores_and_exports_all_the_same(
+    engine: Engine, folder: Path, roles: Roles
+) -> None:
+    owner = roles.create("owner")
+    history(engine, rules=keeping(on_expiry="archive"))
+    run(
+        engine,
+        f"GRANT ALL ON SCHEMA public TO {owner.username}",
+        *(f"ALTER TABLE {name} OWNER TO {owner.username}" for name in ["odds", *PAST, *KEPT]),
+        f"GRANT ALL ON partition_config, partition_runs TO {owner.username}",
+        "INSERT INTO odds (at, note) SELECT '2026-03-30 01:00+13', repeat('x', 300) FROM"
+        " generate_series(1, 60000)",
+        f"ALTER ROLE {owner.username} SET statement_timeout = '100ms'",
+        f"ALTER ROLE {owner.username} SET idle_in_transaction_session_timeout = '100ms'",
+    )
+    theirs = create_engine(owner, poolclass=NullPool)
+    told = archived(theirs, folder)
+    assert (told.error, len(told.archived)) == (None, 3)
+    assert restored(theirs).error is None
+    theirs.dispose()

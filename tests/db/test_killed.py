@@ -238,10 +238,12 @@ def test_while_it_exports(killer: Killer, server: Engine, tmp_path: Path) -> Non
         told = maintain(server, tmp_path)
         assert told.error is None
         assert all_rows(server) == before
-        names = {f"public.odds_2026_0{day}" for day in ("3_31", "4_01")}
-        assert {path.name for path in tmp_path.iterdir()} == {
+        names = [
+            f"{server.url.database}.public.odds_2026_0{day}.20260405T013711Z" for day in ("3_31", "4_01")
+        ]
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
             f"{name}.{end}" for name in names for end in ("csv.gz", "json")
-        }
+        ]
 
     through(killer, "maintain", tmp_path, prepare, check)
 

@@ -58,8 +58,11 @@ def history(
     )
 
 
+_ORDERS = ("retention", "archive_to", "vacuum", "trust_clock")
+
+
 def maintain(engine: Engine, **kw: Any) -> Report:
-    orders = {name: kw.pop(name) for name in list(kw) if name in ("retention", "archive_to", "vacuum")}
+    orders = {name: kw.pop(name) for name in list(kw) if name in _ORDERS}
     orders = {"analyze": False, **orders}
     with engine.connect() as connection:
         return maintenance.maintain(connection, orders=Orders(**orders), **kw)
@@ -127,11 +130,15 @@ def test_its_mark_says_what_it_was_and_since_when_it_is_detached(engine: Engine)
     history(engine)
     maintain(engine)
     assert mark(engine, "odds_2026_04_01_detached") == {
+        "id": str(scalar(engine, "SELECT id FROM partition_config")),
         "at": "2026-04-05 01:37:11.000000Z",
         "table": ["public", "odds"],
         "schema": "public",
         "partition": "odds_2026_04_01",
         "bound": "FOR VALUES FROM ('2026-03-31 11:00:00+00') TO ('2026-04-01 11:00:00+00')",
+        "key": "timestamptz",
+        "fate": "detach",
+        "as": ["public", "odds_2026_04_01_detached"],
     }
 
 
@@ -213,7 +220,7 @@ def test_an_update_of_partition_config_takes_effect_at_the_next_run(engine: Engi
     assert partitions(engine) == PAST[1:] + KEPT
 
 
-@pytest.mark.parametrize("retention", ["1 hour", "3 weeks ago", "0 days"])
+@pytest.mark.parametrize("retention", ["1 fortnight", "3 weeks ago", "0 days"])
 def test_the_database_refuses_a_retention_that_cannot_be_meant(engine: Engine, retention: str) -> None:
     history(engine)
     with pytest.raises(sa.exc.IntegrityError, match="partition_config_retention_check"):
@@ -222,10 +229,20 @@ def test_the_database_refuses_a_retention_that_cannot_be_meant(engine: Engine, r
     assert result(engine).detached == ()
 
 
+def test_a_retention_shorter_than_a_window_removes_nothing_and_is_an_error(engine: Engine) -> None:
+    history(engine)
+    run(engine, "UPDATE partition_config SET retention = '1 hour'")
+    told = result(engine)
+    assert "its retention is shorter than one window, so nothing is removed" in str(told.error)
+    assert partitions(engine) == PAST + KEPT
+    run(engine, "UPDATE partition_config SET retention = '3 days'")
+    assert result(engine).detached == tuple(PAST)
+
+
 def test_another_retention_for_one_run(engine: Engine) -> None:
     history(engine, rules=policy())
     assert result(engine, retention="3 days").detached == tuple(PAST)
-    with pytest.raises(PolicyError, match="shorter than a window"):
+    with pytest.raises(PolicyError, match="shorter than one window"):
         maintain(engine, retention="1 hour")
     declare(engine, "other")
     with pytest.raises(PolicyError, match="given for 2 tables at once"):
@@ -376,9 +393,12 @@ def test_rows_that_refer_to_an_expired_partition_keep_it_and_the_remedy_is_told(
     assert told.error is not None
     assert "violates foreign key constraint" in told.error
     assert "Delete the rows that refer to it first" in told.error
-    assert partitions(engine) == PAST + KEPT
+    assert told.detached == tuple(PAST[1:]), "one bad partition stops no other"
+    assert partitions(engine) == PAST[:1] + KEPT
+    marked = "SELECT obj_description(CAST(:name AS regclass), 'pg_class')"
+    assert scalar(engine, marked, name=PAST[0]).startswith("alembic_partitions: made by create_partitions")
     run(engine, "DELETE FROM bets")
-    assert result(engine).detached == tuple(PAST)
+    assert result(engine).detached == (PAST[0],)
 
 
 def test_what_is_not_what_was_planned_any_more_stays(
@@ -473,14 +493,53 @@ def test_clocks_that_disagree_remove_nothing(engine: Engine, monkeypatch: pytest
     assert partitions(engine) == PAST + KEPT
 
 
-def test_a_clock_that_jumps_years_ahead_removes_nothing_at_once(engine: Engine, clock: Clock) -> None:
-    history(engine, rules=keeping(on_expiry="drop", grace="1 day"))
+def written_down_now(engine: Engine, clock: Clock) -> None:
+    """Have the server's own clock have been the test's."""
+    run(engine, f"UPDATE partition_runs SET started_at = '{clock.now}' WHERE started_at > '2026-11-01'")
+
+
+def test_a_clock_that_jumps_years_ahead_removes_nothing_nor_does_a_retry(
+    engine: Engine, clock: Clock
+) -> None:
+    history(engine, rules=keeping(on_expiry="drop", grace="1 day", retention="4 days"))
+    assert result(engine).detached == tuple(PAST[:2])
+    written_down_now(engine, clock)
     clock.forward(days=3000)
-    told = result(engine)
-    assert "the clock is in doubt" in str(told.error)
-    assert set(PAST + KEPT) <= set(partitions(engine))
-    clock.set(NOW)
-    assert result(engine).detached == tuple(PAST), "and once it is right again, what is due goes"
+    for _ in range(3):
+        told = result(engine)
+        assert "the last run was on 2026-04-05: the clock is in doubt" in str(told.error)
+        with engine.connect() as connection:
+            maintenance.ensure(connection)
+        written_down_now(engine, clock)
+        clock.forward(hours=1)
+    assert set(PAST[2:] + KEPT) <= set(partitions(engine))
+    assert len(detached(engine)) == 2
+    assert scalar(engine, "SELECT count(*) FROM partition_runs WHERE started_at < '2026-05-01'"), "not pruned"
+    clock.set(NOW + timedelta(days=1))
+    assert result(engine).detached == (PAST[2],), "and once it is right again, what is due goes"
+
+
+def test_after_a_long_time_without_a_run_somebody_may_say_that_the_clock_is_right(
+    engine: Engine, clock: Clock
+) -> None:
+    history(engine)
+    run(engine, "UPDATE partition_config SET enabled = false")
+    maintain(engine)
+    run(engine, "UPDATE partition_config SET enabled = true")
+    written_down_now(engine, clock)
+    clock.forward(days=100)
+    assert "the clock is in doubt" in str(result(engine).error)
+    assert len(result(engine, trust_clock=True).detached) == 9
+
+
+def test_rare_runs_are_no_reason_for_doubt(engine: Engine, clock: Clock) -> None:
+    history(engine)
+    for _ in range(3):
+        told = result(engine)
+        written_down_now(engine, clock)
+        assert told.error is None
+        clock.forward(days=31)
+    assert len(partitions(engine)) < 9
 
 
 def test_partitions_made_by_hand_stay(engine: Engine) -> None:
@@ -497,7 +556,7 @@ def test_the_last_partition_stays_on_the_server_too(engine: Engine, monkeypatch:
     real = removing.detach_batches
 
     def alone(step: Any) -> Any:
-        for name in set(partitions(engine)) - {step.partition.name}:
+        for name in set(partitions(engine)) - {PAST[0]}:
             run(engine, f"DROP TABLE {name}")
         return real(step)
 
@@ -662,3 +721,161 @@ def test_any_driver_detaches_drops_and_restores(database: Database, any_driver: 
     told = once()
     assert (told.error, len(told.dropped)) == (None, 3)
     plain.dispose()
+
+
+# What a critical reader found.
+
+
+def test_a_table_that_is_given_the_name_of_another_takes_nothing_of_it(engine: Engine, clock: Clock) -> None:
+    history(engine)
+    maintain(engine)
+    run(
+        engine,
+        "ALTER TABLE odds RENAME TO odds_v1",
+        "UPDATE partition_config SET table_name = 'odds_v1'",
+    )
+    declare(engine, "odds", keeping(on_expiry="drop", grace="1 day"))
+    clock.forward(days=2)
+    assert [told.dropped for told in maintain(engine).results] == [(), ()]
+    assert {f"{name}_detached" for name in PAST} <= set(detached(engine))
+    with engine.connect() as connection:
+        told = maintenance.restore(connection, PAST[:1]).results
+    assert [(r.table, r.restored) for r in told] == [("public.odds_v1", (PAST[0],))], "its own comes back"
+
+
+def test_a_partition_with_a_view_on_it_stops_no_other(engine: Engine, clock: Clock) -> None:
+    history(engine, rules=keeping(on_expiry="drop", grace="1 day"))
+    maintain(engine)
+    run(engine, f"CREATE VIEW old_odds AS SELECT * FROM {PAST[0]}_detached")
+    clock.forward(days=1, minutes=1)
+    told = result(engine)
+    assert "cannot drop table" in str(told.error)
+    assert told.dropped == tuple(f"{name}_detached" for name in PAST[1:])
+    assert told.detached == (KEPT[0],)
+
+
+def test_names_with_line_breaks_stay_within_their_comment(engine: Engine) -> None:
+    name = "y\nALTER ROLE mallory SUPERUSER;\n--"
+    declare(engine, name, keeping())
+    with operations(engine) as op:
+        op.create_partitions(name, date(2026, 3, 30), date(2026, 4, 4))
+    printed = dry_run(engine)
+    assert "DETACH PARTITION" in printed
+    assert not any(line.startswith("ALTER ROLE") for line in outside_quotes(printed))
+
+
+def outside_quotes(script: str) -> list[str]:
+    """What psql would take for statements of their own: lines that begin outside of any quotes."""
+    lines, quoted = [], ""
+    for line in script.split("\n"):
+        if not quoted:
+            lines.append(line)
+        if not quoted and line.startswith("--"):
+            continue
+        for mark in line:
+            if mark in "\"'" and quoted in ("", mark):
+                quoted = "" if quoted else mark
+    return lines
+
+
+def test_a_forged_mark_on_somebody_elses_table_is_not_believed(
+    engine: Engine, roles: Roles, clock: Clock
+) -> None:
+    mallory = roles.create("mallory")
+    history(engine, rules=keeping(on_expiry="drop", grace="1 day"))
+    maintain(engine)
+    told = scalar(engine, f"SELECT obj_description('{PAST[0]}_detached'::regclass, 'pg_class')")
+    forged = told.replace(f"{PAST[0]}_detached", "mine")
+    run(engine, "CREATE TABLE mine (LIKE odds)", f"ALTER TABLE mine OWNER TO {mallory.username}")
+    run(engine, f"COMMENT ON TABLE mine IS $${forged}$$")
+    clock.forward(days=2)
+    assert "mine" not in result(engine).dropped
+    assert scalar(engine, "SELECT to_regclass('mine') IS NOT NULL")
+
+
+@pytest.mark.parametrize("comment", ["alembic_partitions: detached {", "alembic_partitions: detached []"])
+def test_a_mark_that_somebody_has_edited_stops_nothing(engine: Engine, clock: Clock, comment: str) -> None:
+    history(engine, rules=keeping(on_expiry="drop", grace="1 day"))
+    maintain(engine)
+    run(engine, f"COMMENT ON TABLE {PAST[0]}_detached IS '{comment}'")
+    clock.forward(days=1, minutes=1)
+    told = result(engine)
+    assert (told.error, len(told.dropped)) == (None, 2)
+
+
+def test_a_connection_that_dies_in_the_middle_ends_that_step_and_no_other_table(engine: Engine) -> None:
+    history(engine, "a")
+    history(engine, "b")
+    own = create_engine(engine.url, poolclass=NullPool)
+    died: list[int] = []
+
+    def kill(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if "DETACH PARTITION" in statement and "CONCURRENTLY" in statement and not died:
+            died.append(connection.connection.dbapi_connection.get_backend_pid())  # type: ignore[union-attr]
+            run(engine, f"SELECT pg_terminate_backend({died[0]})")
+
+    sa.event.listen(own, "before_cursor_execute", kill)
+    with own.connect() as connection:
+        first, second = maintenance.maintain(connection).results
+    assert died
+    assert first.error
+    assert (second.error, second.detached) == (None, ("b_2026_03_30", "b_2026_03_31", "b_2026_04_01"))
+    assert scalar(engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
+    assert [told.error for told in maintain(engine).results] == [None, None]
+    own.dispose()
+
+
+def test_a_role_that_may_not_see_how_old_others_are_waits_and_leaves_nothing_half_way(
+    engine: Engine, roles: Roles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = roles.create("owner")
+    history(engine)
+    run(
+        engine,
+        f"GRANT ALL ON SCHEMA public TO {owner.username}",
+        *(f"ALTER TABLE {name} OWNER TO {owner.username}" for name in ["odds", *PAST, *KEPT]),
+        f"GRANT ALL ON partition_config, partition_runs TO {owner.username}",
+    )
+    monkeypatch.setattr(removing, "DETACH_TIMEOUT_MS", 300)
+    theirs = create_engine(owner, poolclass=NullPool)
+    with somebody(engine, COUNT):
+        told = result(theirs)
+    assert "holds AccessShareLock on odds" in str(told.error)
+    assert not scalar(engine, "SELECT bool_or(inhdetachpending) FROM pg_inherits")
+    assert result(theirs).detached == tuple(PAST)
+    theirs.dispose()
+
+
+def test_a_shorter_retention_for_one_run_makes_nothing_only_to_remove_it(engine: Engine) -> None:
+    history(engine, rules=policy(lookback=7))
+    assert result(engine, retention="3 days").detached == tuple(PAST)
+    told = result(engine, retention="3 days")
+    assert (told.created, told.detached) == ((), ())
+
+
+def test_a_partition_that_is_partitioned_itself_goes_and_comes_back(engine: Engine, clock: Clock) -> None:
+    history(engine, rules=keeping(on_expiry="drop", grace="1 day"))
+    run(
+        engine,
+        f"ALTER TABLE odds DETACH PARTITION {PAST[0]}",
+        f"DROP TABLE {PAST[0]}",
+        f"CREATE TABLE {PAST[0]} PARTITION OF odds FOR VALUES FROM ('2026-03-29 11:00+00')"
+        " TO ('2026-03-30 11:00+00') PARTITION BY HASH (id)",
+        f"CREATE TABLE {PAST[0]}_0 PARTITION OF {PAST[0]} FOR VALUES WITH (MODULUS 1, REMAINDER 0)",
+        f"COMMENT ON TABLE {PAST[0]} IS 'alembic_partitions: made by hand'",
+    )
+    assert result(engine).detached == tuple(PAST)
+    with engine.connect() as connection:
+        assert maintenance.restore(connection, [PAST[0]]).results[0].error is None
+    assert PAST[0] in partitions(engine)
+
+
+def test_an_engine_in_autocommit_has_bounds_too(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    history(engine)
+    run(engine, "CREATE TABLE odds_rest PARTITION OF odds DEFAULT")
+    monkeypatch.setattr(removing, "insist", impatient(statements.insist))
+    own = create_engine(engine.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with somebody(engine, COUNT):
+        told = result(own)
+    assert "holds AccessShareLock on odds" in str(told.error)
+    own.dispose()

@@ -120,7 +120,7 @@ def test_a_day_later_one_window_is_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("retention", "behind"), [(None, 5), ("2 days", 2), ("1 day", 1), ("14 hours", 0), ("15 hours", 1)]
+    ("retention", "behind"), [(None, 5), ("2 days", 2), ("1 day", 1), ("38 hours", 1), ("39 hours", 2)]
 )
 def test_lookback_ends_where_retention_would_remove_it_again(retention: str | None, behind: int) -> None:
     plan = plan_horizon(table(policy(lookback=5, retention=retention)), NOW)
@@ -128,9 +128,9 @@ def test_lookback_ends_where_retention_would_remove_it_again(retention: str | No
 
 
 def test_a_window_that_retention_reaches_a_little_into_is_still_wanted() -> None:
-    # Midnight was 14 hours, 37 minutes and 11 seconds ago: the clocks went back at three.
-    plan = plan_horizon(table(policy(premake=0, lookback=5, retention="15 hours")), NOW)
-    assert bounds(plan) == [day(0), day(-1)]
+    # The midnight before last was 38 hours, 37 minutes and 11 seconds ago: the clocks went back at three.
+    plan = plan_horizon(table(policy(premake=0, lookback=5, retention="39 hours")), NOW)
+    assert bounds(plan) == [day(0), day(-1), day(-2)]
 
 
 def test_a_date_key_has_whole_dates() -> None:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alembic_partitions import PartitionPolicy, PolicyError
+from alembic_partitions import PartitionPolicy
 from alembic_partitions.periods import KeyType, KeyValue, Period, wall_clock, zone
 from alembic_partitions.plan import (
     PARTITION_MARK,
     RESTORED_MARK,
+    ChangeFate,
     Detached,
     DetachPartition,
     DropDetached,
@@ -22,6 +23,7 @@ from alembic_partitions.plan import (
     ExportDetached,
     Finding,
     How,
+    KeepPartition,
     ManagedTable,
     MoveDetached,
     Partition,
@@ -217,8 +219,8 @@ def test_beside_a_default_partition_the_detach_is_a_plain_one() -> None:
 def test_a_pending_detach_is_finished_and_undone_where_it_is_not_expired() -> None:
     found = with_partition(with_partition(table(), 0, detach_pending=True), 9, detach_pending=True)
     steps = [s for s in plan_retention(found, [], NOW).steps if isinstance(s, DetachPartition)]
-    assert [(s.how, s.reattach) for s in steps[:2]] == [(How.FINALIZE, False), (How.FINALIZE, True)]
-    assert steps[1].name == steps[1].partition.name
+    assert [(s.how, s.reattach) for s in steps[:2]] == [(How.FINALIZE, True), (How.FINALIZE, False)]
+    assert steps[0].name == steps[0].partition.name
 
 
 def test_a_pending_detach_of_somebody_elses_is_in_the_way_of_the_others() -> None:
@@ -242,23 +244,65 @@ def test_what_is_detached_is_dropped_after_its_grace_and_only_if_asked_for() -> 
     found = table(days=0)
     assert plan_retention(found, [detached()], NOW).steps == ()
     found = table(days=0, on_expiry="drop")
-    assert plan_retention(found, [detached(days_ago=6.9)], NOW).steps == ()
-    (step,) = plan_retention(found, [detached(days_ago=7.1)], NOW).steps
+    assert plan_retention(found, [detached(days_ago=6.9, fate="drop")], NOW).steps == ()
+    (step,) = plan_retention(found, [detached(days_ago=7.1, fate="drop")], NOW).steps
     assert isinstance(step, DropDetached)
 
 
 def test_what_was_detached_in_the_future_is_not_dropped() -> None:
-    assert plan_retention(table(days=0, on_expiry="drop"), [detached(days_ago=-400)], NOW).steps == ()
+    assert (
+        plan_retention(table(days=0, on_expiry="drop"), [detached(days_ago=-400, fate="drop")], NOW).steps
+        == ()
+    )
 
 
-def test_a_longer_retention_keeps_what_has_been_detached() -> None:
-    planned = plan_retention(table(days=0, on_expiry="drop", retention="1 year"), [detached()], NOW)
+@pytest.mark.parametrize("on_expiry", ["detach", "drop"])
+def test_a_longer_retention_keeps_what_has_been_detached_and_it_is_told(on_expiry: str) -> None:
+    planned = plan_retention(
+        table(days=0, on_expiry=on_expiry, retention="1 year"), [detached(fate="drop")], NOW
+    )
     assert planned.steps == ()
     assert refusals(planned) == [Refusal.EXTENDED]
 
 
+def test_another_on_expiry_begins_the_grace_anew() -> None:
+    (step,) = plan_retention(table(days=0, on_expiry="drop"), [detached(days_ago=400)], NOW).steps
+    assert isinstance(step, ChangeFate)
+
+
+def test_what_lies_in_an_archive_schema_is_never_dropped() -> None:
+    archived = detached(days_ago=400, schema="old", fate="drop")
+    assert plan_retention(table(days=0, on_expiry="drop"), [archived], NOW).steps == ()
+
+
+def test_what_somebody_has_renamed_is_theirs() -> None:
+    theirs = detached(days_ago=400, fate="drop", renamed=True)
+    assert plan_retention(table(days=0, on_expiry="drop"), [theirs], NOW).steps == ()
+
+
+def test_a_mark_that_a_killed_run_has_left_is_taken_back() -> None:
+    found = with_partition(table(), 9, mark="alembic_partitions: detaching {}")
+    step = plan_retention(found, [], NOW).steps[0]
+    assert isinstance(step, KeepPartition)
+
+
+def test_what_is_half_way_and_not_expired_is_put_back_whatever_the_doubt() -> None:
+    doubt = Finding(Refusal.CLOCK, "public.odds")
+    found = with_partition(table(), 9, detach_pending=True)
+    (step,) = plan_retention(found, [], NOW, doubt=doubt).steps
+    assert isinstance(step, DetachPartition)
+    assert step.reattach
+
+
+def test_a_detach_of_somebody_elses_that_is_under_way_is_left_to_them() -> None:
+    found = with_partition(table(), 9, detach_pending=True)
+    planned = plan_retention(found, [], NOW, in_progress=True)
+    assert not any(isinstance(s, DetachPartition) and s.how is How.FINALIZE for s in planned.steps)
+    assert Refusal.IN_PROGRESS in refusals(planned)
+
+
 def test_no_more_than_max_drops_are_dropped() -> None:
-    many = [dataclasses.replace(detached(), oid=number) for number in range(5)]
+    many = [detached(oid=number, fate="drop") for number in range(5)]
     planned = plan_retention(table(days=0, on_expiry="drop", max_drops=3), many, NOW)
     assert len(planned.steps) == 3
     assert refusals(planned) == [Refusal.MORE_WAIT]
@@ -284,7 +328,7 @@ def test_the_archive_schema_takes_what_goes_under_its_own_name() -> None:
 
 def test_what_was_detached_before_is_archived_too_and_never_dropped_from_there() -> None:
     found = table(days=0, on_expiry="archive", archive_schema="old")
-    (step,) = plan_retention(found, [detached()], NOW).steps
+    (step,) = plan_retention(found, [detached(fate="archive")], NOW).steps
     assert isinstance(step, MoveDetached)
     assert step.name == "odds_2026_03_01"
     assert plan_retention(found, [detached(schema="old", days_ago=4000)], NOW).steps == ()
@@ -292,11 +336,11 @@ def test_what_was_detached_before_is_archived_too_and_never_dropped_from_there()
 
 def test_without_a_schema_it_is_exported_and_dropped_only_after_that_and_its_grace() -> None:
     found = table(days=0, on_expiry="archive")
-    (step,) = plan_retention(found, [detached(days_ago=4000)], NOW).steps
+    (step,) = plan_retention(found, [detached(days_ago=4000, fate="archive")], NOW).steps
     assert isinstance(step, ExportDetached)
     export = Export("/archive/odds.csv.gz", 3, "abc")
-    assert plan_retention(found, [detached(days_ago=6, export=export)], NOW).steps == ()
-    (step,) = plan_retention(found, [detached(days_ago=8, export=export)], NOW).steps
+    assert plan_retention(found, [detached(days_ago=6, export=export, fate="archive")], NOW).steps == ()
+    (step,) = plan_retention(found, [detached(days_ago=8, export=export, fate="archive")], NOW).steps
     assert isinstance(step, DropDetached)
 
 
@@ -344,20 +388,19 @@ def test_a_place_that_is_taken_is_told() -> None:
     ("interval", "every", "retention"),
     [("day", 1, "1 hour"), ("day", 2, "1 day"), ("month", 1, "27 days"), ("year", 1, "11 months")],
 )
-def test_a_retention_shorter_than_a_window_is_refused(interval: Any, every: int, retention: str) -> None:
-    with pytest.raises(PolicyError, match="shorter than a window"):
-        PartitionPolicy("at", interval=interval, every=every, retention=retention)
+def test_a_retention_shorter_than_a_window_removes_nothing(interval: Any, every: int, retention: str) -> None:
+    found = table(days=3, interval=interval, every=every, retention=retention)
+    planned = plan_retention(found, [detached()], NOW)
+    assert planned.steps == ()
+    assert refusals(planned) == [Refusal.TOO_SHORT]
+    assert retention in planned.findings[0].detail
 
 
 @pytest.mark.parametrize(
     ("interval", "retention"),
-    [
-        ("day", "1 day"),
-        ("day", "24 hours"),
-        ("week", "7 days"),
-        ("month", "30 days"),
-        ("quarter", "3 months"),
-    ],
+    [("day", "1 day"), ("day", "24 hours"), ("week", "7 days"), ("month", "30 days"), ("year", "4 quarters")],
 )
 def test_a_retention_of_one_window_will_do(interval: Any, retention: str) -> None:
-    assert PartitionPolicy("at", interval=interval, retention=retention).retention == retention
+    planned = plan_retention(table(days=3, interval=interval, retention=retention), [], NOW)
+    assert Refusal.TOO_SHORT not in refusals(planned)
+    assert going(planned)
