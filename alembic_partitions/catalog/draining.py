@@ -125,6 +125,7 @@ def see_all_rows(connection: Connection) -> None:
         "TimeZone": "UTC",
         "DateStyle": "ISO, YMD",
         "lock_timeout": "2s",  # pg_get_indexdef() locks tables
+        "statement_timeout": "10min",  # a DEFAULT partition without an index on the key is read through
     }
     connection.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
 

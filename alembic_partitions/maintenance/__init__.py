@@ -3,7 +3,8 @@
 from .ensuring import ensure, plan, with_free_names
 from .looking import TableView, View, look, past_runs
 from .maintaining import Orders, maintain, plan_maintain
-from .repairing import Progress, RepairPlan, plan_repair, repair
+from .repair_plans import RepairPlan
+from .repairing import Progress, plan_repair, repair
 from .reports import Report, TablePlan, TableResult
 from .restoring import plan_restoring, restore
 from .settings import (

@@ -9,38 +9,25 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from alembic_partitions import catalog, executor
-from alembic_partitions.drivers import reason
-from alembic_partitions.errors import PartitionError, WindowRangeError, WorkFailed
+from alembic_partitions import executor
+from alembic_partitions.errors import PartitionError, WorkFailed
 from alembic_partitions.locks import one_run
 from alembic_partitions.periods import KeyValue, Window
 from alembic_partitions.plan import (
-    MOST_STRANDED,
     Asked,
-    Drain,
     Finding,
     ManagedTable,
-    Mend,
-    Plan,
     Refusal,
-    Source,
-    Staging,
-    carried_on,
-    differences,
-    drains_of,
-    limits,
-    plan_gaps,
-    plan_stranded,
     windows_asked,
 )
 
-from .ensuring import snapshot_of, with_free_names
+from .ensuring import snapshot_of
 from .history import record
+from .repair_plans import RepairPlan, repair_plan, told_of_error
 from .reports import Report, TableResult
 from .settings import NOW_VARIABLE, clock
 
@@ -48,39 +35,6 @@ logger = logging.getLogger("alembic_partitions")
 
 #: Told of a table, what is being counted, how many are done, and of how many.
 Progress = Callable[[str, str, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RepairPlan:
-    """What one table needs: gaps, drains and mends, in the order in which they are done."""
-
-    table: ManagedTable
-    gaps: Plan
-    drains: tuple[Drain, ...] = ()
-    mends: tuple[Mend, ...] = ()
-    findings: tuple[Finding, ...] = ()
-    #: The keys of the test rows, and what is copied of the newest row beside them.
-    keys: tuple[KeyValue, ...] = ()
-    copied: tuple[str, ...] = ()
-    user: str | None = None
-    error: str | None = None
-
-    def sql(self) -> str:
-        """Return the script: what :func:`repair` would send."""
-        told = [f"-- {finding}\n" for finding in self.findings]
-        told += [f"-- {self.table}: {self.error}\n"] if self.error else []
-        told.append(executor.script(Plan(self.table, self.gaps.steps), self.user))
-        for drain in self.drains:
-            step = drain.step
-            told.append(f"-- {self.table.schema}.{step.name}: {step.reason.value} ({drain.rows} rows)\n")
-            told.append(executor.drain_script(drain, self.user).sql())
-        for mend in self.mends:
-            told.append(f"-- {mend}\n")
-            told += [batch.sql() for batch in executor.mend_batches(mend)]
-        if self.keys and not self.error:
-            told.append("-- proof: a row for each of these keys, rolled back\n")
-            told.append(executor.proof_script(self.table, self.keys, self.copied))
-        return "".join(told)
 
 
 def plan_repair(
@@ -101,7 +55,7 @@ def plan_repair(
     now = clock(snapshot.now)
     windows = _validated(snapshot.tables, now, asked)
     return tuple(
-        _planned(connection, table, now, some, batch, snapshot.user)
+        repair_plan(connection, table, now, some, batch, snapshot.user)
         for table, some in zip(snapshot.tables, windows, strict=True)
     )
 
@@ -149,7 +103,7 @@ def repair(
         works = [
             _Work(
                 connection,
-                _planned(connection, table, now, some, batch, snapshot.user),
+                repair_plan(connection, table, now, some, batch, snapshot.user),
                 progress or (lambda *told: None),
             )
             for table, some in zip(snapshot.tables, windows, strict=True)
@@ -164,107 +118,6 @@ def _validated(tables: Sequence[ManagedTable], now: datetime, asked: Asked) -> l
     """Return the windows asked for, table by table; all are looked at before one is changed."""
     fit = [table.problem is None and table.policy is not None for table in tables]
     return [windows_asked(t.grid, now, asked) if ok else [] for t, ok in zip(tables, fit, strict=True)]
-
-
-def _planned(
-    connection: Connection,
-    table: ManagedTable,
-    now: datetime,
-    windows: Sequence[Window],
-    batch: int,
-    user: str,
-) -> RepairPlan:
-    try:
-        with connection.begin():
-            return _plan(connection, table, now, windows, batch, user)
-    except (PartitionError, DBAPIError) as error:
-        gaps = Plan(table)
-        return RepairPlan(table, gaps, error=_told(error))
-
-
-def _plan(
-    connection: Connection,
-    table: ManagedTable,
-    now: datetime,
-    windows: Sequence[Window],
-    batch: int,
-    user: str,
-) -> RepairPlan:
-    if table.problem is not None or table.policy is None or not table.policy.enabled:
-        gaps = plan_gaps(table, now, windows)
-        return RepairPlan(table, gaps, findings=gaps.findings, user=user)
-    catalog.see_all_rows(connection)
-    source = catalog.read_source(connection, table)
-    stagings = catalog.read_stagings(connection, table)
-    found, findings = _stranded(connection, table, now, source)
-    stranded = [pair for pair in found if not any(_overlap(pair[0], staging) for staging in stagings)]
-    moving = with_free_names(connection, lambda taken: plan_stranded(table, stranded, taken))
-    drains = [
-        carried_on(table, source, s, sum(rows for window, rows in found if _overlap(window, s)), batch)
-        for s in stagings
-    ]
-    drains += drains_of(moving, source, stranded, batch) if source is not None else []
-    leave = [(drain.step.lower, drain.step.upper) for drain in drains]
-    gaps = with_free_names(connection, lambda taken: plan_gaps(table, now, windows, taken, leave))
-    refusals = source.refusals() if source is not None and (drains or source.is_blind) else []
-    if refusals:
-        drains = []
-        findings += refusals
-        findings += [Finding(Refusal.WAITING, f"{staging.schema}.{staging.name}") for staging in stagings]
-    mends, differing = _differences(connection, table)
-    edges = sorted(windows, key=lambda window: window.begin)
-    keys = [table.grid.key_at(now), *(window.begin for window in (*edges[:1], *edges[-1:]))]
-    return RepairPlan(
-        table,
-        gaps,
-        tuple(drains),
-        tuple(mends),
-        tuple(dict.fromkeys((*gaps.findings, *moving.findings, *findings, *differing))),
-        tuple(dict.fromkeys(keys)),
-        tuple(catalog.copied_columns(connection, table)),
-        user,
-    )
-
-
-def _overlap(window: Window, staging: Staging) -> bool:
-    return window.begin < staging.upper and staging.lower < window.end
-
-
-def _differences(connection: Connection, table: ManagedTable) -> tuple[list[Mend], list[Finding]]:
-    """Compare partitions with their parent; one that somebody has locked is no reason to leave the rest."""
-    try:
-        with connection.begin_nested():
-            family = catalog.read_family(connection, table)
-    except DBAPIError as error:
-        return [], [Finding(Refusal.UNCOMPARED, f"{table} ({reason(error)})")]
-    return differences(*family)
-
-
-def _stranded(
-    connection: Connection,
-    table: ManagedTable,
-    now: datetime,
-    source: Source | None,
-) -> tuple[list[tuple[Window, int]], list[Finding]]:
-    """Return the windows that rows of the DEFAULT partition need, and what stays there."""
-    if source is None or source.is_blind:
-        return [], []
-    default = source.partition
-    oldest, newest = limits(table, now)
-    found, findings = list[tuple[Window, int]](), list[Finding]()
-    try:
-        windows = catalog.stranded_windows(connection, table, default, oldest, newest)
-        for window, rows in islice(windows, MOST_STRANDED + 1):
-            found.append((window, rows))
-    except WindowRangeError as error:
-        findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
-    if len(found) > MOST_STRANDED:
-        findings.append(Finding(Refusal.MORE_STRANDED, str(table)))
-        found.pop()
-    left = catalog.rows_outside(connection, table, default, oldest, newest)
-    if left is not None:
-        findings.append(Finding(Refusal.OUTSIDE, f"{default.schema}.{default.name}, {left}"))
-    return found, findings
 
 
 @dataclass
@@ -313,8 +166,8 @@ class _Work:
             self._failed(error)
 
     def _failed(self, error: PartitionError | DBAPIError) -> None:
-        self.error = self.error or _told(error)
-        logger.warning("repair of %s: %s", self.plan.table, _told(error))
+        self.error = self.error or told_of_error(error)
+        logger.warning("repair of %s: %s", self.plan.table, told_of_error(error))
 
     def _fill_gaps(self) -> None:
         steps = self.plan.gaps.steps
@@ -365,7 +218,3 @@ class _Work:
                 self.findings.append(Finding(Refusal.LANDED_IN_DEFAULT, str(proof.value)))
             elif proof.partition is None and not proof.missing:
                 self.findings.append(Finding(Refusal.UNPROVEN, str(proof)))
-
-
-def _told(error: PartitionError | DBAPIError) -> str:
-    return reason(error) if isinstance(error, DBAPIError) else str(error)
