@@ -119,7 +119,11 @@ def check(
     with database, table, enabled, level, reasons, runway_days (null: unknown, or unlimited), unlimited,
     covered_until.
     """
-    found = _look(call, url, tables, lambda side, some: maintenance.look(side, schema=schema, tables=some))
+
+    def look(side: Connection, some: Collection[str] | None) -> View:
+        return maintenance.look(side, schema=schema, tables=some, sizes=False)
+
+    found = _look(call, url, tables, look)
     judged = judge(found, warn_days)
     failures = list(dict.fromkeys(view.failure for _, view in found if view.failure))
     levels = [row.health.level for row in judged]

@@ -76,8 +76,9 @@ def runway_of(table: ManagedTable, now: datetime) -> Runway | None:
     bounded = in_order(p for p in table.partitions if not p.is_default)
     oldest = cutoff(policy, grid, now)
     expired = [p for p in bounded if oldest is not None and p.upper is not None and p.upper <= oldest]
-    # The last one stays.
-    due = [p for p in (expired if len(expired) < len(bounded) else expired[:-1]) if p.is_ours]
+    # The last one stays, and a disabled table is left alone.
+    going = expired if len(expired) < len(bounded) else expired[:-1]
+    due = [p for p in going if p.is_ours and policy.enabled]
     return Runway(
         here=here,
         window=windows[0],
