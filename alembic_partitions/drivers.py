@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.util import await_only
 
 _ROW_FIELDS = ("schema_name", "table_name", "constraint_name")
 
@@ -61,3 +62,45 @@ def told_of_row(error: BaseException) -> Mapping[str, str | None]:
     # asyncpg's own error, or the one behind SQLAlchemy's adapter
     cause = error if hasattr(error, "schema_name") else error.__cause__
     return {name: getattr(cause, name, None) for name in (*_ROW_FIELDS, "detail")}
+
+
+def copy_out(connection: Connection, statement: str, write: Callable[[bytes], object]) -> None:
+    """Send a COPY ... TO STDOUT, and hand on what comes.
+
+    :param connection: in a transaction. What the driver or the server raises is the driver's own error.
+    """
+    raw: Any = connection.connection.dbapi_connection
+    own: Any = connection.connection.driver_connection
+    if hasattr(raw, "get_backend_pid"):  # psycopg2
+        with raw.cursor() as cursor:
+            cursor.copy_expert(statement, _Writer(write))
+    elif not connection.dialect.is_async:  # psycopg 3
+        with raw.cursor() as cursor, cursor.copy(statement) as copy:
+            for block in copy:
+                write(bytes(block))
+    elif hasattr(own, "info"):  # psycopg 3, in an event loop
+        await_only(_copy_out_async(own, statement, write))
+    else:  # asyncpg puts the COPY around a query itself
+        query = statement.removeprefix("COPY ").rpartition(" TO STDOUT")[0]
+
+        async def output(block: bytes) -> None:
+            write(block)
+
+        await_only(own.copy_from_query(query, output=output, format="csv", header=True))
+
+
+class _Writer:
+    """As much of a file as psycopg2 asks for."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+
+    def write(self, block: bytes | str) -> int:
+        self._write(block.encode() if isinstance(block, str) else block)
+        return len(block)
+
+
+async def _copy_out_async(own: Any, statement: str, write: Callable[[bytes], object]) -> None:
+    async with own.cursor() as cursor, cursor.copy(statement) as copy:
+        async for block in copy:
+            write(bytes(block))

@@ -62,6 +62,20 @@ class NotManagedError(PartitionError, LookupError):
     table: str
 
 
+class NoPartitionError(PartitionError, LookupError):
+    """{name} is no partition of a table that is managed. Look at what there is with
+    "alembic-partitions status --partitions"; nothing was done."""
+
+    name: str
+
+
+class NotDetachedError(PartitionError, LookupError):
+    """{name} is no partition that has been detached, or its table is gone. Look at what there is with
+    "alembic-partitions restore --dry-run"; nothing was restored."""
+
+    name: str
+
+
 class KeyOutsideLimits(PartitionError, ValueError):
     """Refused to make a partition of {table} for key {value}: it is {problem} (policy field {field!r},
     now {limit}). Correct the row, raise the field with op.alter_partition_policy() or
@@ -106,6 +120,14 @@ class WorkFailed(PartitionError):
     table: str
     what: str
     reason: str
+
+
+class ArchiveError(PartitionError):
+    """{table} was not archived: {problem}. Nothing was dropped. {remedy}"""
+
+    table: str
+    problem: str
+    remedy: str
 
 
 class RunUnderWay(PartitionError):

@@ -41,6 +41,10 @@ class AsyncKeeper:
         """Bring every table to its horizon now."""
         return await greenlet_spawn(self._keeper.ensure)
 
+    async def maintain(self, **orders: Any) -> maintenance.Report:
+        """Run the daily maintenance now; see :meth:`Keeper.maintain`."""
+        return await greenlet_spawn(self._keeper.maintain, **orders)
+
     async def plan(self) -> tuple[maintenance.TablePlan, ...]:
         """Return what :meth:`ensure` would do now."""
         return await greenlet_spawn(self._keeper.plan)

@@ -120,6 +120,34 @@ class Keeper:
             self._error = report.failure
             return report
 
+    def maintain(
+        self,
+        *,
+        retention: str | None = None,
+        archive_to: str | None = None,
+        analyze: bool = True,
+        vacuum: Sequence[str] = (),
+    ) -> maintenance.Report:
+        """Bring every table to its horizon, remove what its retention lets go, keep its statistics.
+
+        It uses two connections of its own for as long as it takes; inserts do not wait for it. One run at a
+        time is under way in a database, so any number of processes may call it.
+
+        :param retention: in place of the policy's own, where a single table is managed.
+        :param archive_to: the folder that ``on_expiry="archive"`` exports to.
+        :param analyze: whether to keep statistics.
+        :param vacuum: partitions to vacuum; ``"closed"`` stands for those that have just closed.
+        :raises sqlalchemy.exc.DBAPIError: the database cannot be reached, or refuses the DDL role.
+        :raises RunUnderWay: another run does not end within a minute.
+        """
+        orders = maintenance.Orders(retention, archive_to, analyze, tuple(vacuum))
+        with _apart(), self._side() as side:
+            report = maintenance.maintain(side, schema=self._schema, orders=orders)
+        with self._our_turn() as _, self._side() as side:
+            self._load(side)
+        self._error = report.failure
+        return report
+
     def plan(self) -> tuple[maintenance.TablePlan, ...]:
         """Return what :meth:`ensure` would do now; every plan empty means healthy."""
         # Without a turn: it only reads, and whoever asks must not wait for what is being made meanwhile.

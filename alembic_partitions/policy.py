@@ -351,6 +351,30 @@ def _period(policy: PartitionPolicy, name: str, value: Any) -> str:
     return str(value)
 
 
+# The least and the most hours in each, by the calendar.
+_HOURS: Mapping[str, tuple[int, int]] = {
+    "hour": (1, 1),
+    "day": (24, 24),
+    "week": (7 * 24, 7 * 24),
+    "month": (28 * 24, 31 * 24),
+    "quarter": (90 * 24, 92 * 24),
+    "year": (365 * 24, 366 * 24),
+}
+
+
+def _retention(policy: PartitionPolicy, name: str, value: Any) -> str:
+    text = _period(policy, name, value)
+    period = Period.parse(text)
+    if period.count * _HOURS[period.unit][1] < policy.every * _HOURS[policy.interval][0]:
+        window = f"one {policy.interval}" if policy.every == 1 else f"{policy.every} {policy.interval}s"
+        raise PolicyError(
+            field=name,
+            problem=f"{text!r} is shorter than a window of {window}",
+            remedy="Keep rows for one window at least, or make the windows shorter.",
+        )
+    return text
+
+
 def _storage_parameters(policy: PartitionPolicy, name: str, value: Any) -> Mapping[str, str]:
     items = value.items() if isinstance(value, Mapping) else None
     if items is None or not all(
@@ -380,7 +404,7 @@ _CHECKS: Mapping[str, _Check] = {
     "week_start": _one_of(*WEEKDAYS),
     "premake": _premake,
     "lookback": _whole(0, _MAX_WINDOWS),
-    "retention": _optional(_period),
+    "retention": _optional(_retention),
     "on_expiry": _one_of(*get_args(OnExpiry)),
     "grace": _period,
     "max_ahead": _period,

@@ -40,18 +40,25 @@ from .reads import (
     utc_settings,
     with_partitions,
 )
+from .removal import Removable, count_rows, detach_state, qualified_names_in_use, read_removable
+from .tending import analyzed, cancel_upkeep
 
 __all__ = [
     "Blocker",
     "Figures",
+    "Removable",
     "Rows",
     "Run",
     "Snapshot",
     "TableKey",
+    "analyzed",
     "blockers",
+    "cancel_upkeep",
     "config_schemas",
+    "count_rows",
     "counted_rows",
     "describe_table",
+    "detach_state",
     "find_config",
     "holders",
     "holding_rows",
@@ -64,7 +71,9 @@ __all__ = [
     "partition_figures",
     "partitioned_tables",
     "partitions_of",
+    "qualified_names_in_use",
     "read_key",
+    "read_removable",
     "read_snapshot",
     "recent_runs",
     "resolve",

@@ -83,12 +83,17 @@ def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:
     """Return a partition with its bounds as key values."""
     if row.bound == "DEFAULT":
         return Partition(row.oid, row.schema, row.name, None, None, True, row.detach_pending)
-    match = _BOUND.fullmatch(row.bound)
-    assert match is not None, row.bound  # RANGE over one column, or fitted() refused
     assert key_type is not None
-    lower = _value(match["lower"], key_type, upper=False)
-    upper = _value(match["upper"], key_type, upper=True)
+    lower, upper = bounds_of(row.bound, key_type)
     return Partition(row.oid, row.schema, row.name, lower, upper, False, row.detach_pending)
+
+
+def bounds_of(printed: str, key_type: KeyType) -> tuple[KeyValue | None, KeyValue | None]:
+    """Read FOR VALUES FROM ... TO ... as PostgreSQL prints it under UTC and ISO."""
+    match = _BOUND.fullmatch(printed)
+    if match is None:  # RANGE over one column, or fitted() refused
+        raise ValueError(printed)
+    return _value(match["lower"], key_type, upper=False), _value(match["upper"], key_type, upper=True)
 
 
 def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:

@@ -4,7 +4,7 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import keeping, looking, migrating, showing
+from . import keeping, looking, maintaining, migrating, showing
 from .door import (
     CHECK_CRITICAL,
     CHECK_OK,
@@ -29,6 +29,7 @@ __all__ = [
     "keeping",
     "looking",
     "main",
+    "maintaining",
     "migrating",
     "showing",
 ]

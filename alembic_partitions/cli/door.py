@@ -154,11 +154,17 @@ def complain(line: str, code: int = EXIT_FAILED) -> int:
 
 
 @contextmanager
-def busy(what: str) -> Iterator[None]:
+def busy(what: str) -> Iterator[Callable[[str], None]]:
+    """Show that work is under way, in a terminal; yield what tells of a step that is done, anywhere."""
     if not sys.stderr.isatty():
-        yield
+        yield say
         return
     from rich.console import Console
 
-    with Console(stderr=True).status(what):
-        yield
+    console = Console(stderr=True)
+
+    def tell(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    with console.status(what):
+        yield tell

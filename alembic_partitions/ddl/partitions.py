@@ -31,6 +31,16 @@ class SetBound(Element):
 
 
 @dataclass(eq=False)
+class SetApplication(Element):
+    """The name under which others see this session."""
+
+    name: str
+
+    def sql(self) -> str:
+        return f"SET application_name = {quoted_text(self.name)}"
+
+
+@dataclass(eq=False)
 class ResetBound(Element):
     """Back to what the session began with."""
 

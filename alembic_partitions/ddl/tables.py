@@ -40,7 +40,12 @@ _CHECKS = {
     "week_start": f"week_start IN {_WEEKDAYS}",
     "premake": "premake BETWEEN 0 AND 10000",
     "lookback": "lookback BETWEEN 0 AND 10000",
-    "retention": f"retention {_PERIOD}",
+    # At least as long as a window: the most hours of the one against the least of the other.
+    "retention": f"retention {_PERIOD} AND split_part(retention, ' ', 1)::bigint * CASE"
+    " rtrim(split_part(retention, ' ', 2), 's') WHEN 'hour' THEN 1 WHEN 'day' THEN 24 WHEN 'week' THEN 168"
+    " WHEN 'month' THEN 744 WHEN 'quarter' THEN 2208 ELSE 8784 END >= every * CASE interval"
+    " WHEN 'hour' THEN 1 WHEN 'day' THEN 24 WHEN 'week' THEN 168 WHEN 'month' THEN 672"
+    " WHEN 'quarter' THEN 2160 ELSE 8760 END",
     "on_expiry": "on_expiry IN ('detach', 'drop', 'archive')",
     "grace": f"grace {_PERIOD}",
     "max_ahead": f"max_ahead {_PERIOD}",

@@ -15,13 +15,15 @@ from sqlalchemy.exc import DBAPIError
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import LockNotAvailable, StepFailed
-from alembic_partitions.plan import Coverage, CreatePartition, Plan
+from alembic_partitions.plan import Coverage, CreatePartition, ManagedTable, Plan
 from alembic_partitions.sessions import pause
 
 from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Statement, send
 
 #: Longest wait for another process that is making partitions of the same table; nobody queues behind it.
 TURN_TIMEOUT_MS = 2_000
+#: The application_name under which tables are analyzed; what holds a lock by that name gives way.
+UPKEEP = "alembic-partitions upkeep"
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
@@ -40,7 +42,7 @@ def render(
     ]
     elements = [*opening, *ddl.partition_elements(step, user)]
     return tuple(
-        Statement(element.sql(), _locks(step) if isinstance(element, ddl.Attach) else "")
+        Statement(element.sql(), attach_locks(step.table) if isinstance(element, ddl.Attach) else "")
         for element in elements
     )
 
@@ -95,6 +97,9 @@ def create_partition(
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
         holders = _holders(connection, step)
         _refuse_if_hopeless(holders, step, callers)
+        if any(holder.application == UPKEEP for holder in holders):
+            with connection.begin():
+                catalog.cancel_upkeep(connection, step.table.oid or 0, UPKEEP)
         # With nobody in the way but competitors, the window is a moment from being there.
         if time.monotonic() + wait > deadline + (0 if holders else grace):
             raise _not_available(holders, step)
@@ -151,10 +156,9 @@ def _verified(connection: Connection, step: CreatePartition, error: DBAPIError) 
     raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
 
 
-def _locks(step: CreatePartition) -> str:
-    locks = [f"SHARE UPDATE EXCLUSIVE on {step.table}"]
-    locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in step.table.traits.key_tables]
-    locks += [
-        f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in step.table.partitions if p.is_default
-    ]
+def attach_locks(table: ManagedTable) -> str:
+    """Say which locks ATTACH takes that others could notice."""
+    locks = [f"SHARE UPDATE EXCLUSIVE on {table}"]
+    locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in table.traits.key_tables]
+    locks += [f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in table.partitions if p.is_default]
     return "; ".join(locks)

@@ -58,14 +58,19 @@ def transaction(*elements: ddl.Element | Statement, lock_timeout_ms: int = LOCK_
     return Batch((bound, *(e if isinstance(e, Statement) else Statement(e.sql()) for e in elements)))
 
 
-def alone(*elements: ddl.Element | Statement, lock_timeout_ms: int, statement_timeout_ms: int = 0) -> Batch:
+def alone(
+    *elements: ddl.Element | Statement,
+    lock_timeout_ms: int,
+    statement_timeout_ms: int = 0,
+    reset: Collection[str] = (),
+) -> Batch:
     """Return statements that PostgreSQL runs in no transaction, with bounds that hold for the session."""
     bounds = {"lock_timeout": lock_timeout_ms, "statement_timeout": statement_timeout_ms}
     opening = [ddl.SetBound(name, milliseconds) for name, milliseconds in bounds.items()]
     return Batch(
         tuple(e if isinstance(e, Statement) else Statement(e.sql()) for e in (*opening, *elements)),
         in_transaction=False,
-        closing=tuple(Statement(ddl.ResetBound(name).sql()) for name in bounds),
+        closing=tuple(Statement(ddl.ResetBound(name).sql()) for name in (*bounds, *reset)),
     )
 
 

@@ -2,7 +2,9 @@
 
 from .ensuring import ensure, plan, with_free_names
 from .looking import TableView, View, look, past_runs
+from .maintaining import Orders, maintain, plan_maintain
 from .reports import Report, TablePlan, TableResult
+from .restoring import plan_restoring, restore
 from .settings import (
     NOW_VARIABLE,
     SCHEMA_OPTION,
@@ -17,6 +19,7 @@ __all__ = [
     "NOW_VARIABLE",
     "SCHEMA_OPTION",
     "SCHEMA_VARIABLE",
+    "Orders",
     "Report",
     "TablePlan",
     "TableResult",
@@ -27,8 +30,12 @@ __all__ = [
     "config_schema",
     "ensure",
     "look",
+    "maintain",
     "parse_instant",
     "past_runs",
     "plan",
+    "plan_maintain",
+    "plan_restoring",
+    "restore",
     "with_free_names",
 ]

@@ -43,7 +43,7 @@ def plan(
     :param tables: only these, ``name`` or ``schema.name``.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
-    snapshot = _snapshot(connection, schema, tables)
+    snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return ()
     now = clock(snapshot.now)
@@ -59,6 +59,7 @@ def ensure(
     tables: Collection[str] | None = None,
     give_up_at: float | None = None,
     known_failure: str | None = None,
+    write_down: bool = True,
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
 
@@ -67,15 +68,16 @@ def ensure(
     :param tables: only these, ``name`` or ``schema.name``.
     :param give_up_at: ``time.monotonic()`` after which no further partition is begun.
     :param known_failure: :attr:`Report.failure` of an earlier run, which is not written down once more.
+    :param write_down: whether to write the run to partition_runs.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     with connection.begin():
         found = config_schema(connection, schema)
         if found is None:
-            _known((), tables)
+            check_managed((), tables)
             return Report()
         snapshot = catalog.read_snapshot(connection, found, tables, partitions=False)
-        _known(snapshot.tables, tables)
+        check_managed(snapshot.tables, tables)
         if snapshot.in_recovery:
             return Report(in_recovery=True)
         now = clock(snapshot.now)
@@ -89,7 +91,8 @@ def ensure(
             for step in steps:
                 _make(connection, step, work, snapshot.user, give_up_at, patience)
     report = Report(tuple(_result(work) for work in works))
-    if report.created or report.failure != (known_failure if report.failure else None):
+    news = report.created or report.failure != (known_failure if report.failure else None)
+    if write_down and news:
         record(connection, snapshot, "ensure", report)
     return report
 
@@ -130,20 +133,25 @@ def _stands(table: ManagedTable, bare: Plan) -> bool:
     return bool(bare.steps) and not bare.findings and all((s.lower, s.upper) in there for s in bare.steps)
 
 
-def _snapshot(
+def snapshot_of(
     connection: Connection, schema: str | None, tables: Collection[str] | None
 ) -> catalog.Snapshot | None:
+    """Read what is managed, ``None`` where nothing is; raises as :func:`plan` does."""
     with connection.begin():
         found = config_schema(connection, schema)
         if found is None:
-            _known((), tables)
+            check_managed((), tables)
             return None
         snapshot = catalog.read_snapshot(connection, found, tables)
-    _known(snapshot.tables, tables)
+    check_managed(snapshot.tables, tables)
     return snapshot
 
 
-def _known(managed: Sequence[ManagedTable], wanted: Collection[str] | None) -> None:
+def check_managed(managed: Sequence[ManagedTable], wanted: Collection[str] | None) -> None:
+    """Make sure that each name is that of a managed table.
+
+    :raises NotManagedError: one is not.
+    """
     known = {name for table in managed for name in (table.name, str(table))}
     for name in wanted or ():
         if name not in known:

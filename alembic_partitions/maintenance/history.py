@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason
+from alembic_partitions.errors import SettingError
+from alembic_partitions.periods import Period
 
 from .reports import Report
 
 logger = logging.getLogger("alembic_partitions")
+
+
+#: How long runs are remembered, unless ALEMBIC_PARTITIONS_HISTORY says otherwise.
+HISTORY_RETENTION = "1 year"
+HISTORY_VARIABLE = "ALEMBIC_PARTITIONS_HISTORY"
 
 
 def record(connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report) -> None:
@@ -33,3 +41,27 @@ def record(connection: Connection, snapshot: catalog.Snapshot, action: str, repo
             )
     except DBAPIError as error:
         logger.warning("the run could not be written to partition_runs: %s", reason(error))
+
+
+def history_retention() -> Period:
+    """Return how long runs are remembered.
+
+    :raises SettingError: ALEMBIC_PARTITIONS_HISTORY is no period.
+    """
+    told = os.environ.get(HISTORY_VARIABLE) or HISTORY_RETENTION
+    try:
+        return Period.parse(told)
+    except ValueError:
+        raise SettingError(
+            name=HISTORY_VARIABLE, value=told, expected='a period such as "90 days" or "1 year"'
+        ) from None
+
+
+def prune(connection: Connection, snapshot: catalog.Snapshot, kept: Period) -> None:
+    """Forget the runs that began longer ago. A role that may not delete forgets nothing."""
+    runs = ddl.runs_table(snapshot.config_schema)
+    try:
+        with connection.begin():
+            connection.execute(runs.delete().where(runs.c.started_at < kept.before(snapshot.now, "UTC")))
+    except DBAPIError as error:
+        logger.info("old runs could not be deleted from partition_runs: %s", reason(error))

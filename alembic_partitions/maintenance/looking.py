@@ -16,7 +16,7 @@ from alembic_partitions import catalog
 from alembic_partitions.drivers import reason
 from alembic_partitions.plan import ManagedTable, Plan, plan_horizon
 
-from .ensuring import _snapshot
+from .ensuring import snapshot_of
 from .settings import NOW_VARIABLE, clock
 
 T = TypeVar("T")
@@ -106,7 +106,7 @@ def look(
     :param rows: count each partition's rows, which reads them all.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
-    snapshot = _snapshot(connection, schema, tables)
+    snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return View()
     now, unknown = clock(snapshot.now), _Gaps()
@@ -153,7 +153,7 @@ def past_runs(
     :param failed: only those that failed, wholly or in part.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
-    snapshot = _snapshot(connection, schema, tables)
+    snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return View()
     names = [str(table) for table in snapshot.tables] if tables is not None else None

@@ -31,9 +31,9 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     :param now: the instant, aware.
     :param taken: names in the table's schema that a new partition must not use.
     """
-    refused = _refused(table)
-    if refused is not None or table.policy is None:
-        return Plan(table, findings=(refused,) if refused else ())
+    why = refused(table)
+    if why is not None or table.policy is None:
+        return Plan(table, findings=(why,) if why else ())
     policy, grid = table.policy, table.grid
     try:
         current = grid.at(grid.key_at(now))
@@ -100,9 +100,9 @@ def plan_windows(
     table: ManagedTable, windows: Iterable[Window], taken: Container[str] = (), made_by: str = "request"
 ) -> Plan:
     """Plan the given windows, as far as they are not there."""
-    refused = _refused(table)
-    if refused is not None:
-        return Plan(table, findings=(refused,))
+    why = refused(table)
+    if why is not None:
+        return Plan(table, findings=(why,))
     steps, findings = _fill(table, [(w, Reason.REQUESTED, 0) for w in windows], taken, made_by=made_by)
     return Plan(table, tuple(steps), tuple(findings))
 
@@ -127,7 +127,8 @@ def windows_between(grid: Grid, start: KeyValue, stop: KeyValue, most: int = 10_
     )
 
 
-def _refused(table: ManagedTable) -> Finding | None:
+def refused(table: ManagedTable) -> Finding | None:
+    """Tell why nothing is to be done to a table."""
     if table.problem is not None:
         return Finding(*table.problem)
     if table.policy is not None and not table.policy.enabled:

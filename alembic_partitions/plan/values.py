@@ -73,6 +73,7 @@ class Refusal(Enum):
         "rows there that refer to an expired partition keep it from being detached; delete them first,"
         " or drop the foreign key"
     )
+    OCCUPIED = "its place is taken; drop that partition if it is empty, or move its rows, then restore"
     EXTENDED = "detached, but its retention or on_expiry was changed since: it stays; restore brings it back"
 
 

@@ -1,0 +1,168 @@
+"""What retention must know: marks and bounds of partitions, what has been detached, who refers to a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, select, table, text
+from sqlalchemy.engine import Row
+
+from alembic_partitions.periods import KeyType, iso_time
+from alembic_partitions.plan import (
+    DETACHED_MARK,
+    DETACHING_MARK,
+    Detached,
+    Export,
+    ManagedTable,
+)
+
+from .queries import PARTITIONS
+from .reads import utc_settings
+from .values import bounds_of, partition_of
+
+# The comments of partitions, by OID.
+_MARKS = text("""
+SELECT i.inhrelid AS oid, d.description AS mark
+FROM pg_inherits i
+JOIN pg_description d ON d.objoid = i.inhrelid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+WHERE i.inhparent = ANY (CAST(:parents AS oid[]))
+""")
+
+# Tables that were partitions of ours, by their marks; with their own foreign keys, as dropping one of those
+# locks the table that it refers to.
+_DETACHED = text("""
+SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, d.description AS mark,
+       (SELECT json_agg(json_build_array(x.conname, format('%I.%I', o.nspname, r.relname)))::text
+        FROM pg_constraint x
+        JOIN pg_class r ON r.oid = x.confrelid JOIN pg_namespace o ON o.oid = r.relnamespace
+        WHERE x.conrelid = c.oid AND x.contype = 'f' AND x.conparentid = 0) AS keys
+FROM pg_description d
+JOIN pg_class c ON c.oid = d.objoid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE (starts_with(d.description, :detached) OR starts_with(d.description, :detaching))
+  AND c.relkind IN ('r', 'f') AND NOT c.relispartition
+""")
+
+# Foreign keys that refer to some tables, as they were declared.
+_REFERRING = text("""
+SELECT x.confrelid AS parent, format('%I.%I (%I)', n.nspname, c.relname, x.conname) AS told
+FROM pg_constraint x
+JOIN pg_class c ON c.oid = x.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE x.contype = 'f' AND x.conparentid = 0 AND x.confrelid = ANY (CAST(:parents AS oid[]))
+ORDER BY 2
+""")
+
+# How far a DETACH has come: nothing there, no partition, a partition, one half-way.
+_DETACH_STATE = text("""
+SELECT c.relispartition AS attached, coalesce(i.inhdetachpending, false) AS pending
+FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+WHERE c.oid = CAST(:oid AS oid)
+""")
+
+_NAMES = text("""
+SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relname = ANY (CAST(:names AS text[]))
+UNION
+SELECT n.nspname, t.typname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND t.typname = ANY (CAST(:names AS text[]))
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Removable:
+    """A table as retention sees it: its partitions with their marks, and what was detached from it."""
+
+    table: ManagedTable
+    detached: tuple[Detached, ...] = ()
+    referring: tuple[str, ...] = ()
+
+
+def read_removable(connection: Connection, tables: Sequence[ManagedTable]) -> list[Removable]:
+    """Read what retention plans with; in a transaction."""
+    known = {t.oid: t for t in tables if t.oid is not None and t.problem is None}
+    wanted = {"parents": list(known)}
+    partitions: dict[int, list[Any]] = {oid: [] for oid in known}
+    referring: dict[int, list[str]] = {oid: [] for oid in known}
+    with utc_settings(connection):
+        marks = {row.oid: row.mark for row in connection.execute(_MARKS, wanted)}
+        for row in connection.execute(PARTITIONS, wanted):
+            part = partition_of(row, known[row.parent].key_type)
+            part = dataclasses.replace(part, mark=marks.get(row.oid), bound=row.bound)
+            partitions[row.parent].append(part)
+        for row in connection.execute(_REFERRING, wanted):
+            referring[row.parent].append(row.told)
+        rows = connection.execute(_DETACHED, {"detached": DETACHED_MARK, "detaching": DETACHING_MARK}).all()
+    found = []
+    for managed in tables:
+        if managed.oid not in known:
+            found.append(Removable(managed))
+            continue
+        detached = (_detached(row, managed) for row in rows)
+        found.append(
+            Removable(
+                dataclasses.replace(managed, partitions=tuple(partitions[managed.oid])),
+                tuple(item for item in detached if item is not None),
+                tuple(referring[managed.oid]),
+            )
+        )
+    return found
+
+
+def detach_state(connection: Connection, oid: int) -> str:
+    """Return how far a DETACH has come: ``gone``, ``detached``, ``pending`` or ``attached``."""
+    row = connection.execute(_DETACH_STATE, {"oid": oid}).one_or_none()
+    if row is None:
+        return "gone"
+    return "pending" if row.pending else "attached" if row.attached else "detached"
+
+
+def qualified_names_in_use(
+    connection: Connection, schemas: Collection[str], names: Collection[str]
+) -> set[tuple[str, str]]:
+    """Return which of ``names`` are taken in each of ``schemas``."""
+    rows = connection.execute(_NAMES, {"schemas": list(schemas), "names": list(names)})
+    return {(row.schema, row.name) for row in rows}
+
+
+def count_rows(connection: Connection, schema: str, name: str) -> int:
+    """Count the rows of one table."""
+    found = table(name, schema=schema)
+    return int(connection.execute(select(func.count()).select_from(found)).scalar_one())
+
+
+def _detached(row: Row[Any], owner: ManagedTable) -> Detached | None:
+    for prefix in (DETACHED_MARK, DETACHING_MARK):
+        if row.mark.startswith(prefix):
+            with suppress(ValueError, KeyError, TypeError, AttributeError):  # a comment that a person edited
+                return _from_mark(row, json.loads(row.mark.removeprefix(prefix)), owner, prefix)
+    return None
+
+
+def _from_mark(row: Row[Any], told: Mapping[str, Any], table: ManagedTable, prefix: str) -> Detached | None:
+    if told["table"] != [table.schema, table.name]:
+        return None
+    lower, upper = bounds_of(told["bound"], _key_type(table))
+    export = told.get("export")
+    return Detached(
+        row.oid,
+        row.schema,
+        row.name,
+        partition=told["partition"],
+        home=told["schema"],
+        bound=told["bound"],
+        lower=lower,
+        upper=upper,
+        at=iso_time(told["at"]) if prefix == DETACHED_MARK else None,
+        export=Export(**export) if export else None,
+        keys=tuple((name, other) for name, other in json.loads(row.keys or "[]")),
+    )
+
+
+def _key_type(table: ManagedTable) -> KeyType:
+    assert table.key_type is not None
+    return table.key_type

@@ -1,0 +1,72 @@
+"""How a run is told: a line a table, or JSON; and the exit code that follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import click
+
+from alembic_partitions.maintenance import Report, TableResult
+
+from .door import EXIT_OK, say
+
+
+def tell(found: Sequence[tuple[str, Report]], as_json: bool) -> int:
+    """Tell how runs went, by database; return the exit code.
+
+    :raises click.ClickException: some table failed, or nothing could be changed at all.
+    """
+    results = [result for _, report in found for result in report.results]
+    if as_json:
+        rows = [
+            {"database": database, **dataclasses.asdict(result)}
+            for database, report in found
+            for result in report.results
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    elif results:
+        say("\n".join(map(line, results)))
+    if any(report.in_recovery for _, report in found):
+        raise click.ClickException("this server is a standby: nothing can be made on it.")
+    failed = [result.table for result in results if result.error or result.current_missing]
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {len(results)} tables failed: {', '.join(failed)}")
+    return EXIT_OK
+
+
+def line(result: TableResult) -> str:
+    """Return how a run went for one table, in one line."""
+    state = (
+        "current window MISSING"
+        if result.current_missing
+        else "horizon short"
+        if result.horizon_short
+        else "ready"
+    )
+    counts = {
+        "made": len(result.created),
+        "detached": len(result.detached),
+        "archived": len(result.archived),
+        "dropped": len(result.dropped),
+        "restored": len(result.restored),
+        "rows moved": result.moved,
+        "analyzed": len(result.tended),
+    }
+    told = [f"{count:,} {what}" for what, count in counts.items() if count or what == "made"]
+    told += [*result.mended, state, *([result.proof] if result.proof else [])]
+    told += [result.error] if result.error else []
+    return f"{result.table}: {'; '.join([*told, *result.findings])}"
+
+
+def tell_scripts(found: Sequence[tuple[str, str, str]], as_json: bool, nothing: str) -> None:
+    """Print what would be sent, by database and table: SQL to stdout."""
+    if as_json:
+        scripts = [{"database": database, "table": table, "sql": sql} for database, table, sql in found]
+        click.echo(json.dumps(scripts, indent=2))
+        return
+    for _, _, sql in found:
+        click.echo(sql, nl=False)
+    if not any(sql for _, _, sql in found):
+        say(f"{len(found)} tables, {nothing}." if found else "No table is managed here.")

@@ -1,0 +1,280 @@
+"""How a partition goes, and comes back: statement by statement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from alembic_partitions.periods import KeyType, KeyValue
+from alembic_partitions.plan import DETACHED_MARK, DETACHING_MARK, MARKS, RESTORED_MARK, How
+
+from .elements import Element, bound_literal, do_block, qualified, quote, quoted_text
+
+# The name of a CHECK that lives from one statement of ours to the next.
+_PROOF = "alembic_partitions_bound"
+_NOW = "to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US\"Z\"')"
+_UTC = "  PERFORM set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true);\n"
+_CHANGED = (
+    "    RAISE EXCEPTION '% is not what it was when this was planned', {name}\n"
+    "      USING ERRCODE = 'object_not_in_prerequisite_state';\n"
+)
+
+
+_STILL = {
+    "statement_timeout": "0",
+    "row_security": "off",  # an error, where rows would be hidden
+    "synchronize_seqscans": "off",
+    "max_parallel_workers_per_gather": "0",
+    "TimeZone": "UTC",
+    "DateStyle": "ISO, YMD",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+}
+
+
+@dataclass(eq=False)
+class OfTable(Element):
+    """A statement about one table, a partition or what was one."""
+
+    schema: str
+    name: str
+
+    @property
+    def table(self) -> str:
+        return qualified(self.schema, self.name)
+
+    @property
+    def regclass(self) -> str:
+        return f"to_regclass({quoted_text(self.table)})"
+
+
+@dataclass(eq=False)
+class ConfirmPartition(OfTable):
+    """Make sure, right before it goes, that a partition is the one that was planned for, and not the last."""
+
+    oid: int
+    parent_oid: int
+    bound: str
+
+    def sql(self) -> str:
+        return do_block(
+            f"BEGIN\n{_UTC}"
+            "  IF NOT EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid\n"
+            f"      WHERE c.oid = {self.regclass} AND c.oid = {self.oid:d}\n"
+            f"      AND i.inhparent = {self.parent_oid:d}\n"
+            f"      AND pg_get_expr(c.relpartbound, 0) = {quoted_text(self.bound)}\n"
+            f"      AND starts_with(obj_description(c.oid, 'pg_class'), {quoted_text(MARKS)}))\n"
+            "  THEN\n" + _CHANGED.format(name=quoted_text(self.table)) + "  END IF;\n"
+            "  IF NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid\n"
+            f"      WHERE i.inhparent = {self.parent_oid:d} AND i.inhrelid <> {self.oid:d}\n"
+            "      AND NOT i.inhdetachpending AND pg_get_expr(c.relpartbound, 0) <> 'DEFAULT')\n"
+            "  THEN\n"
+            f"    RAISE EXCEPTION '% is the last partition, and stays', {quoted_text(self.table)}\n"
+            "      USING ERRCODE = 'object_not_in_prerequisite_state';\n"
+            "  END IF;\n"
+        )
+
+
+@dataclass(eq=False)
+class ConfirmDetached(OfTable):
+    """Make sure that a table is the one that was detached, and no partition again."""
+
+    oid: int
+
+    def sql(self) -> str:
+        return do_block(
+            "BEGIN\n"
+            "  IF NOT EXISTS (SELECT FROM pg_class c\n"
+            f"      WHERE c.oid = {self.regclass} AND c.oid = {self.oid:d} AND NOT c.relispartition\n"
+            f"      AND starts_with(obj_description(c.oid, 'pg_class'), {quoted_text(MARKS + 'detach')}))\n"
+            "  THEN\n" + _CHANGED.format(name=quoted_text(self.table)) + "  END IF;\n"
+        )
+
+
+@dataclass(eq=False)
+class Mark(OfTable):
+    """Write down what a table was, as JSON in its comment."""
+
+    told: Mapping[str, object]
+
+    def comment(self, prefix: str, added: str) -> str:
+        kept = quoted_text(json.dumps(self.told))
+        return do_block(
+            "BEGIN\n"
+            f"  EXECUTE format('COMMENT ON TABLE %s IS %L', {quoted_text(self.table)},\n"
+            f"    {quoted_text(prefix)} || ({kept}::jsonb || {added})::text);\n"
+        )
+
+
+class MarkDetaching(Mark):
+    """Say that a partition is on its way out, and which CHECKs it had: DETACH CONCURRENTLY adds one."""
+
+    def sql(self) -> str:
+        return self.comment(
+            DETACHING_MARK,
+            "jsonb_build_object('checks', coalesce((SELECT jsonb_agg(x.conname) FROM pg_constraint x\n"
+            f"      WHERE x.conrelid = {self.regclass} AND x.contype = 'c'\n"
+            # One that a DETACH which was begun by somebody else has left already is none of the table's.
+            "      AND pg_get_constraintdef(x.oid) IS DISTINCT FROM\n"
+            "          'CHECK (' || pg_get_partition_constraintdef(x.conrelid) || ')'), '[]'))",
+        )
+
+
+class MarkDetached(Mark):
+    """Say what a table was, and that it is detached since now."""
+
+    def sql(self) -> str:
+        return self.comment(DETACHED_MARK, f"jsonb_build_object('at', {_NOW})")
+
+
+@dataclass(eq=False)
+class MarkExported(Mark):
+    """Say, beside when it was detached, in which file its rows are."""
+
+    at: str
+
+    def sql(self) -> str:
+        return self.comment(DETACHED_MARK, f"jsonb_build_object('at', {quoted_text(self.at)}::text)")
+
+
+class MarkRestored(OfTable):
+    """Say that a partition has come back, and when."""
+
+    def sql(self) -> str:
+        return do_block(
+            "BEGIN\n"
+            f"  EXECUTE format('COMMENT ON TABLE %s IS %L', {quoted_text(self.table)},\n"
+            f"    {quoted_text(RESTORED_MARK)} || {_NOW});\n"
+        )
+
+
+@dataclass(eq=False)
+class Detach(OfTable):
+    """DETACH PARTITION, in one of its ways."""
+
+    parent: str
+    how: How
+
+    def sql(self) -> str:
+        return f"ALTER TABLE {self.parent} DETACH PARTITION {self.table}{self.how.value}"
+
+
+class DropLeftCheck(OfTable):
+    """Drop the CHECK that DETACH CONCURRENTLY leaves behind (manual, ALTER TABLE)."""
+
+    def sql(self) -> str:
+        return do_block(
+            "DECLARE name text; told text := obj_description("
+            f"{self.regclass}, 'pg_class');\nBEGIN\n"
+            f"  IF NOT starts_with(told, {quoted_text(DETACHING_MARK)}) THEN RETURN; END IF;\n"
+            f"  FOR name IN SELECT x.conname FROM pg_constraint x WHERE x.conrelid = {self.regclass}\n"
+            "    AND x.contype = 'c' AND NOT\n"
+            f"    (substr(told, {len(DETACHING_MARK) + 1:d})::jsonb -> 'checks') ? x.conname::text\n"
+            "  LOOP\n"
+            f"    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', {quoted_text(self.table)}, name);\n"
+            "  END LOOP;\n"
+        )
+
+
+@dataclass(eq=False)
+class Rename(OfTable):
+    """Give a table another name."""
+
+    to: str
+
+    def sql(self) -> str:
+        return f"ALTER TABLE {self.table} RENAME TO {quote(self.to)}"
+
+
+@dataclass(eq=False)
+class SetSchema(OfTable):
+    """Move a table to another schema."""
+
+    to: str
+
+    def sql(self) -> str:
+        return f"ALTER TABLE {self.table} SET SCHEMA {quote(self.to)}"
+
+
+class LockAlone(OfTable):
+    """Have a table to ourselves."""
+
+    def sql(self) -> str:
+        return f"LOCK TABLE {self.table} IN ACCESS EXCLUSIVE MODE"
+
+
+class LockShared(OfTable):
+    """Have nobody write to a table; reading goes on."""
+
+    def sql(self) -> str:
+        return f"LOCK TABLE {self.table} IN SHARE MODE"
+
+
+@dataclass(eq=False)
+class DropKey(OfTable):
+    """Drop a foreign key: ACCESS EXCLUSIVE on the table that it refers to, too."""
+
+    key: str
+
+    def sql(self) -> str:
+        return f"ALTER TABLE {self.table} DROP CONSTRAINT IF EXISTS {quote(self.key)}"
+
+
+class DropDetachedTable(OfTable):
+    """Drop what was a partition; nothing that depends on it goes with it."""
+
+    def sql(self) -> str:
+        return f"DROP TABLE {self.table}"
+
+
+@dataclass(eq=False)
+class ProveBound(OfTable):
+    """A CHECK that says what the bound will: ATTACH, which has others wait, then does not read the table."""
+
+    key: str
+    key_type: KeyType
+    lower: KeyValue | None
+    upper: KeyValue | None
+
+    def sql(self) -> str:
+        key = quote(self.key)
+        ends = [f"{key} IS NOT NULL"]
+        ends += [f"{key} >= {bound_literal(self.lower, self.key_type)}"] if self.lower is not None else []
+        ends += [f"{key} < {bound_literal(self.upper, self.key_type)}"] if self.upper is not None else []
+        return f"ALTER TABLE {self.table} ADD CONSTRAINT {_PROOF} CHECK ({' AND '.join(ends)})"
+
+
+class DropProof(OfTable):
+    """Drop that CHECK again."""
+
+    def sql(self) -> str:
+        return f"ALTER TABLE {self.table} DROP CONSTRAINT IF EXISTS {_PROOF}"
+
+
+@dataclass(eq=False)
+class Reattach(OfTable):
+    """ATTACH PARTITION with the bound that a partition had."""
+
+    parent: str
+    bound: str
+
+    def sql(self) -> str:
+        return f"ALTER TABLE {self.parent} ATTACH PARTITION {self.table} {self.bound}"
+
+
+class CopyOut(OfTable):
+    """Every row as CSV."""
+
+    def sql(self) -> str:
+        return f"COPY (SELECT * FROM ONLY {self.table}) TO STDOUT WITH (FORMAT csv, HEADER true)"
+
+
+class HoldStill(Element):
+    """What a transaction needs that reads a table twice: each row, both times in the same order, as text
+    that means the same in any session."""
+
+    def sql(self) -> str:
+        told = (f"set_config({quoted_text(k)}, {quoted_text(v)}, true)" for k, v in _STILL.items())
+        return f"SELECT {', '.join(told)}"
