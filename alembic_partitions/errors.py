@@ -98,6 +98,13 @@ class PartitionPending(PartitionError):
     progress: str
 
 
+class RepairRangeError(PartitionError, ValueError):
+    """The range to repair is wrong: {problem}. {remedy}"""
+
+    problem: str
+    remedy: str
+
+
 class StepFailed(PartitionError):
     """Making partition {partition} of {table} failed: {reason}. Nothing of it was left behind; the next
     run tries again."""

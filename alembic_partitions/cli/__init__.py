@@ -4,7 +4,7 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import keeping, looking, maintaining, migrating, showing
+from . import keeping, looking, maintaining, migrating, repairing, showing
 from .door import (
     CHECK_CRITICAL,
     CHECK_OK,
@@ -31,5 +31,6 @@ __all__ = [
     "main",
     "maintaining",
     "migrating",
+    "repairing",
     "showing",
 ]

@@ -1,7 +1,10 @@
 """Plans as the SQL that runs, and the running of it: small transactions, never a long wait."""
 
 from .creating import create_partition, render, script
+from .draining import drain, drain_script
 from .exporting import check_folder, export, verify
+from .mending import mend_batches, mend_child
+from .proving import Proof, proof_script, prove
 from .removing import detach, remove, restore
 from .scripts import removal_script
 from .statements import Batch, Statement
@@ -9,12 +12,19 @@ from .tending import analyze_batch, tend, vacuum_batch
 
 __all__ = [
     "Batch",
+    "Proof",
     "Statement",
     "analyze_batch",
     "check_folder",
     "create_partition",
     "detach",
+    "drain",
+    "drain_script",
     "export",
+    "mend_batches",
+    "mend_child",
+    "proof_script",
+    "prove",
     "removal_script",
     "remove",
     "render",

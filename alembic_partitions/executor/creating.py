@@ -27,7 +27,7 @@ UPKEEP = "alembic-partitions upkeep"
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
-_LOST_RACE = {"42P07", "42710", "23505", "42P17"}
+LOST_RACE = {"42P07", "42710", "23505", "42P17"}
 
 
 def render(
@@ -91,7 +91,7 @@ def create_partition(
             )
         except DBAPIError as error:
             code = sqlstate(error)
-            if code in _LOST_RACE:
+            if code in LOST_RACE:
                 return _verified(connection, step, error)
             if code not in TRY_AGAIN:
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error

@@ -3,6 +3,7 @@
 from .ensuring import ensure, plan, with_free_names
 from .looking import TableView, View, look, past_runs
 from .maintaining import Orders, maintain, plan_maintain
+from .repairing import Progress, RepairPlan, plan_repair, repair
 from .reports import Report, TablePlan, TableResult
 from .restoring import plan_restoring, restore
 from .settings import (
@@ -20,6 +21,8 @@ __all__ = [
     "SCHEMA_OPTION",
     "SCHEMA_VARIABLE",
     "Orders",
+    "Progress",
+    "RepairPlan",
     "Report",
     "TablePlan",
     "TableResult",
@@ -35,7 +38,9 @@ __all__ = [
     "past_runs",
     "plan",
     "plan_maintain",
+    "plan_repair",
     "plan_restoring",
+    "repair",
     "restore",
     "with_free_names",
 ]

@@ -97,13 +97,17 @@ def plan_rows(
 
 
 def plan_windows(
-    table: ManagedTable, windows: Iterable[Window], taken: Container[str] = (), made_by: str = "request"
+    table: ManagedTable,
+    windows: Iterable[Window],
+    taken: Container[str] = (),
+    made_by: str = "request",
+    reason: Reason = Reason.REQUESTED,
 ) -> Plan:
     """Plan the given windows, as far as they are not there."""
     why = refused(table)
     if why is not None:
         return Plan(table, findings=(why,))
-    steps, findings = _fill(table, [(w, Reason.REQUESTED, 0) for w in windows], taken, made_by=made_by)
+    steps, findings = _fill(table, [(w, reason, 0) for w in windows], taken, made_by=made_by)
     return Plan(table, tuple(steps), tuple(findings))
 
 

@@ -58,8 +58,14 @@ class Refusal(Enum):
     DISABLED = "the policy is disabled"
     NO_TABLE = "the table does not exist"
     UNFIT = "the table does not fit its policy"
-    MISALIGNED = "an existing partition is not on the policy's grid; filled around it"
-    OTHER_GRID = "they are on another grid, an earlier policy's perhaps; new windows begin where they end"
+    MISALIGNED = (
+        "an existing partition is not on the policy's grid; filled around it. It may stay; to put it right,"
+        " DETACH it, repair the range, and INSERT its rows into the table again"
+    )
+    OTHER_GRID = (
+        "they are on another grid, an earlier policy's perhaps; new windows begin where they end. They may"
+        " stay; to put one right, DETACH it, repair the range, and INSERT its rows into the table again"
+    )
     DETACH_PENDING = "a partition is stuck half-way through DETACH CONCURRENTLY; inserts into it fail"
     DEFAULT = "a DEFAULT partition exists, so each ATTACH waits for its readers and writers"
     OUT_OF_RANGE = "the calendar of windows ends here"
@@ -75,6 +81,27 @@ class Refusal(Enum):
     )
     OCCUPIED = "its place is taken; drop that partition if it is empty, or move its rows, then restore"
     EXTENDED = "detached, but its retention or on_expiry was changed since: it stays; restore brings it back"
+    SHORT_LIVED = "made as asked, but older than retention, which will take it; lengthen retention to keep it"
+    INCOMING_KEY = (
+        "a foreign key refers to the table, so moving its rows would cascade or fail; drop that key, repair,"
+        " and add it again"
+    )
+    HIDDEN = (
+        "row-level security may hide rows of the DEFAULT partition from this role, so none is moved; repair"
+        " as a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile"
+    )
+    UNDRAINABLE = "the DEFAULT partition is partitioned itself, foreign or has rules; move its rows by hand"
+    OUTSIDE = (
+        "rows that stay in the DEFAULT partition, their keys being beyond max_ahead, max_behind or the"
+        " calendar; correct them, or raise the limit and repair again"
+    )
+    MORE_STRANDED = "more windows than one run drains; repair again"
+    WAITING = "rows that a run which was cut off has gathered wait there until this is settled"
+    UNCOMPARED = "partitions could not be compared with their table; repair again"
+    FOREIGN_CHILD = "it lacks our mark, so it is not altered; do as its parent has it, or leave it so"
+    BY_HAND = "repair does not do this; see to it by hand"
+    LANDED_IN_DEFAULT = "a test row went into the DEFAULT partition"
+    UNPROVEN = "a test row could not be tried"
 
 
 @dataclass(frozen=True, slots=True)
