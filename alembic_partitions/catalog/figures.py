@@ -57,7 +57,7 @@ FROM pg_inherits i
 JOIN pg_class c ON c.oid = i.inhrelid
 LEFT JOIN pg_partitioned_table p ON p.partdefid = c.oid
 LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
-WHERE i.inhparent = ANY (CAST(:parents AS oid[]))
+WHERE i.inhparent = ANY (CAST(:parents AS oid[])) AND (NOT :defaults OR p.partdefid IS NOT NULL)
 """)
 
 # The tables that really hold the rows of partitions that are partitioned themselves.
@@ -125,10 +125,16 @@ def only_reading(connection: Connection) -> None:
     connection.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
 
 
-def partition_figures(connection: Connection, tables: Sequence[ManagedTable]) -> dict[int, Figures]:
-    """Read what is known of the partitions of some tables, by OID, in one statement."""
-    parents = [t.oid for t in tables if t.oid is not None and t.problem is None]
-    rows = connection.execute(_FIGURES, {"parents": parents}) if parents else ()
+def partition_figures(
+    connection: Connection, tables: Sequence[ManagedTable], defaults: bool = False
+) -> dict[int, Figures]:
+    """Read what is known of the partitions of some tables, by OID, in one statement.
+
+    :param defaults: of DEFAULT partitions alone; the sizes of thousands take a while.
+    """
+    parents = [t.oid for t in tables if t.problem is None and (t.has_default or not defaults)]
+    wanted = {"parents": parents, "defaults": defaults}
+    rows = connection.execute(_FIGURES, wanted) if parents else ()
     return {row.oid: Figures(row.bytes, row.rows, row.analyzed, row.mark, row.default_is) for row in rows}
 
 

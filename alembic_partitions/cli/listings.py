@@ -24,7 +24,7 @@ def partitions(row: Row, paper: Paper) -> Table:
     drawn.add_column("FROM", no_wrap=True)
     drawn.add_column("TO", no_wrap=True)
     drawn.add_column("SIZE", justify="right", no_wrap=True)
-    drawn.add_column("ROWS" if view.rows is not None else "ROWS, ABOUT", justify="right", no_wrap=True)
+    drawn.add_column("ROWS" if view.rows is not None else "EST. ROWS", justify="right", no_wrap=True)
     if view.rows is not None:
         drawn.add_column("OLDEST", overflow="fold")
         drawn.add_column("NEWEST", overflow="fold")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # rich is loaded by whoever draws
 #: Columns where the output is no terminal, unless COLUMNS says otherwise.
 PIPE_WIDTH = 100
 
+# More than any list of partitions takes.
+_ROOM = 10_000
+
 _EXIT = {
     Level.OK: CHECK_OK,
     Level.WARNING: CHECK_WARNING,
@@ -91,7 +94,7 @@ def status(
         for line in screens.one_table(row, paper):
             _print(console, line)
         if row.view.table.partitions:
-            _print_table(console, listings.partitions(row, paper))
+            _print_table(console, listings.partitions(row, paper), whole=True)
 
 
 @main.command(cls=Probe)
@@ -119,7 +122,11 @@ def check(
     with database, table, enabled, level, reasons, runway_days (null: unknown, or unlimited), unlimited,
     covered_until.
     """
-    found = _look(call, url, tables, lambda side, some: maintenance.look(side, schema=schema, tables=some))
+
+    def look(side: Connection, some: Collection[str] | None) -> View:
+        return maintenance.look(side, schema=schema, tables=some, sizes=False)
+
+    found = _look(call, url, tables, look)
     judged = judge(found, warn_days)
     failures = list(dict.fromkeys(view.failure for _, view in found if view.failure))
     levels = [row.health.level for row in judged]
@@ -249,11 +256,18 @@ def _print(console: Console, line: Any) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _print_table(console: Console, table: Table) -> None:
-    """Print a table without the blanks that fill its last column up."""
+def _print_table(console: Console, table: Table, whole: bool = False) -> None:
+    """Print a table without the blanks that fill its last column up.
+
+    :param whole: as wide as it is, rather than with names cut in pieces.
+    """
     from rich.text import Text
 
+    drawn_on = console.options.update(width=_ROOM) if whole else console.options
+    width = console.measure(table, options=drawn_on).maximum
+    usual, console.width = console.width, max(console.width, width)
     with console.capture() as drawn:
         console.print(table)
+    console.width = usual
     for line in drawn.get().splitlines():
         _print(console, Text.from_ansi(line.rstrip()))

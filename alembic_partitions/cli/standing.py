@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TypeAlias
 
 from alembic_partitions import health
@@ -22,12 +21,8 @@ class Row:
     database: str
     view: TableView
     health: TableHealth
-    now: datetime
-
-    @property
-    def runway(self) -> Runway | None:
-        """How far it reaches."""
-        return runway_of(self.view.table, self.now)
+    #: How far it reaches; ``None`` where that cannot be told.
+    runway: Runway | None
 
     @property
     def ordered(self) -> list[Partition]:
@@ -45,7 +40,8 @@ def judge(found: Found, warn_days: float) -> list[Row]:
             judged: TableHealth = health.assess(
                 item.plan, view.now, warn_days=warn_days, stranded=item.stranded, failure=item.failure
             )
-            rows.setdefault((database, judged.table), Row(database, item, judged, view.now))
+            runway = runway_of(item.table, view.now)
+            rows.setdefault((database, judged.table), Row(database, item, judged, runway))
     return list(rows.values())
 
 

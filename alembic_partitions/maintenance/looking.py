@@ -95,12 +95,14 @@ def look(
     *,
     schema: str | None = None,
     tables: Collection[str] | None = None,
+    sizes: bool = True,
     rows: bool = False,
 ) -> View:
     """Look at the managed tables; nothing that this role may not read is a failure.
 
     :param connection: not in a transaction.
     :param tables: only these, ``name`` or ``schema.name``.
+    :param sizes: read sizes, estimates and marks of all partitions; health needs none of them.
     :param rows: count each partition's rows, which reads them all.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
@@ -110,7 +112,9 @@ def look(
     now, unknown = clock(snapshot.now), _Gaps()
     managed = snapshot.tables
     figures = unknown.read(
-        connection, "sizes and rows", lambda: catalog.partition_figures(connection, managed)
+        connection,
+        "sizes and rows" if sizes else "DEFAULT partitions",
+        lambda: catalog.partition_figures(connection, managed, defaults=not sizes),
     )
     defaults = [p for t in managed for p in t.partitions if p.is_default]
     readable = [p for p in defaults if (figures or {}).get(p.oid, _NOTHING).default_is == "readable"]
@@ -120,7 +124,7 @@ def look(
     runs = unknown.read(
         connection, "past runs", lambda: catalog.last_runs(connection, snapshot.config_schema)
     )
-    views = [_view(table, now, figures, holding) for table in managed]
+    views = [_view(table, now, figures, holding, sizes) for table in managed]
     if rows:
         views = [_counted(connection, view, unknown) for view in views]
     return _with_failures(
@@ -176,10 +180,11 @@ def _view(
     now: datetime,
     figures: Mapping[int, catalog.Figures] | None,
     holding: Collection[int] | None,
+    sizes: bool,
 ) -> TableView:
     mine = None
     stranded: bool | None = False
-    if figures is not None:
+    if figures is not None and sizes:
         mine = {p.oid: figures[p.oid] for p in table.partitions if p.oid in figures}
         marked = (
             dataclasses.replace(p, mark=figures.get(p.oid, _NOTHING).mark or "") for p in table.partitions

@@ -12,12 +12,16 @@ from alembic_partitions.errors import WindowRangeError
 from alembic_partitions.periods import Grid, KeyValue, Window, first_instant, wall_clock, zone
 
 from .horizon import cutoff
-from .values import Coverage, ManagedTable, Partition, in_order
+from .removals import DetachPartition
+from .retention import plan_retention
+from .values import Coverage, ManagedTable, Partition, Reason, in_order
 
 #: Key values without a partition: from the first up to, not including, the second.
 Stretch: TypeAlias = "tuple[KeyValue, KeyValue]"
 
 _DAY = timedelta(days=1)
+#: As many as a policy may ask for.
+_ALL = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,6 @@ def runway_of(table: ManagedTable, now: datetime) -> Runway | None:
     bounded = in_order(p for p in table.partitions if not p.is_default)
     oldest = cutoff(policy, grid, now)
     expired = [p for p in bounded if oldest is not None and p.upper is not None and p.upper <= oldest]
-    # The last one stays.
-    due = [p for p in (expired if len(expired) < len(bounded) else expired[:-1]) if p.is_ours]
     return Runway(
         here=here,
         window=windows[0],
@@ -90,8 +92,16 @@ def runway_of(table: ManagedTable, now: datetime) -> Runway | None:
         gaps=tuple(uncovered(table.partitions, windows[0].begin, wanted)),
         cutoff=oldest,
         expired=tuple(expired),
-        due=tuple(due),
+        due=_due(table, now),
     )
+
+
+def _due(table: ManagedTable, now: datetime) -> tuple[Partition, ...]:
+    """Return what retention would detach, were it not for ``max_drops``: by its own plan."""
+    assert table.policy is not None
+    unhurried = dataclasses.replace(table, policy=table.policy.changed(max_drops=_ALL))
+    steps = plan_retention(unhurried, (), now).steps
+    return tuple(s.partition for s in steps if isinstance(s, DetachPartition) and s.reason is Reason.EXPIRED)
 
 
 def uncovered(

@@ -492,6 +492,16 @@ def test_other_keys_are_told_as_they_are(
     assert told[:10] in call("status", database.url, "--rows").out
 
 
+def test_names_of_partitions_are_never_cut_in_pieces(
+    engine: Engine, database: Database, tmp_path: Path
+) -> None:
+    declare(engine)
+    run(engine, "INSERT INTO odds (at) VALUES ('2026-04-05 01:02:03+00')")
+    lines = process(tmp_path, "status", database.url, "--rows", COLUMNS="60").out.splitlines()
+    (today,) = [line for line in lines if line.startswith("odds_2026_04_05")]
+    assert today.split("  ")[-3:] == ["2026-04-05 13:02:03", "2026-04-05 13:02:03", "today"]
+
+
 def test_keys_beyond_the_calendar_end_nothing(engine: Engine, database: Database) -> None:
     declare(engine)
     run(

@@ -64,7 +64,7 @@ def row(managed: ManagedTable, bytes_each: int | None = 40_960, database: str = 
     plan = plan_horizon(managed, NOW)
     figures = {p.oid: Figures(bytes_each, 1000, None, p.mark) for p in managed.partitions}
     view = TableView(managed, plan, figures, **more)
-    return Row(database, view, health.assess(plan, NOW, stranded=view.stranded), NOW)
+    return Row(database, view, health.assess(plan, NOW, stranded=view.stranded), runway_of(managed, NOW))
 
 
 def drawn(rows: Sequence[Row], width: int, unicode: bool = True) -> str:
@@ -196,6 +196,10 @@ def test_half_detached_is_another_sign() -> None:
     first, *others = managed.partitions
     pending = dataclasses.replace(first, detach_pending=True)
     assert line(dataclasses.replace(managed, partitions=(pending, *others)))[:3] == "??-"
+    ahead = dataclasses.replace(others[-2], detach_pending=True)
+    assert (
+        line(dataclasses.replace(managed, partitions=(first, *others[:-2], ahead, others[-1])))[-2:] == "=?"
+    )
 
 
 def test_minvalue_and_maxvalue() -> None:
@@ -339,14 +343,14 @@ def test_partitions_are_listed_on_local_clocks_with_their_state() -> None:
     parts = (managed.partitions[0], by_hand, *managed.partitions[2:], default)
     found = listed(listings.partitions(row(dataclasses.replace(managed, partitions=parts)), Paper(100)))
     assert found == [
-        "PARTITION        FROM        TO             SIZE  ROWS, ABOUT  STATE",
-        "odds_2026_04_01  2026-04-01  2026-04-02  40.0 kB        1,000  expired",
-        "odds_2026_04_02  2026-04-02  2026-04-03  40.0 kB        1,000  past, by hand",
-        "odds_2026_04_03  2026-04-03  2026-04-04  40.0 kB        1,000  past",
-        "odds_2026_04_04  2026-04-04  2026-04-05  40.0 kB        1,000  past",
-        "odds_2026_04_05  2026-04-05  2026-04-06  40.0 kB        1,000  today",
-        "odds_2026_04_06  2026-04-06  2026-04-07  40.0 kB        1,000  ahead",
-        "odds_default                             40.0 kB        1,000  default",
+        "PARTITION        FROM        TO             SIZE  EST. ROWS  STATE",
+        "odds_2026_04_01  2026-04-01  2026-04-02  40.0 kB      1,000  expired",
+        "odds_2026_04_02  2026-04-02  2026-04-03  40.0 kB      1,000  past, by hand",
+        "odds_2026_04_03  2026-04-03  2026-04-04  40.0 kB      1,000  past",
+        "odds_2026_04_04  2026-04-04  2026-04-05  40.0 kB      1,000  past",
+        "odds_2026_04_05  2026-04-05  2026-04-06  40.0 kB      1,000  today",
+        "odds_2026_04_06  2026-04-06  2026-04-07  40.0 kB      1,000  ahead",
+        "odds_default                             40.0 kB      1,000  default",
     ]
 
 
