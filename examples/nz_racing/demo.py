@@ -24,6 +24,7 @@ if str(HERE.parent) not in sys.path:
     sys.path.insert(0, str(HERE.parent))  # loaded by its path, from a checkout or from an installed wheel
 
 import scratch  # noqa: E402
+
 from nz_racing import explain, feed, ingest  # noqa: E402
 
 #: The demo plays on this morning. Two nights later New Zealand's clocks go back.

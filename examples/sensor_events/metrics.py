@@ -10,22 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    disable_created_metrics,
-    generate_latest,
-    write_to_textfile,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, write_to_textfile
 from sqlalchemy import Engine, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 
 from alembic_partitions import PartitionError, health, maintenance
 from alembic_partitions.drivers import sqlstate_of, told_of_row
-
-disable_created_metrics()  # a second series for each counter, which nobody here asks for
 
 TABLE = "events"
 #: Seconds after which the runway is measured again.

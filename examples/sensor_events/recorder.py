@@ -3,7 +3,8 @@
 Sending a file again is safe: what is there already is left as it is. So nothing is lost when a batch is
 refused: the exit code is 1, and the file can come again once the table is in order.
 
-Nothing here makes partitions, to show what happens without. One line would: ``alembic_partitions.keep(engine)``.
+Nothing here makes partitions, to show what happens without. One line would:
+``alembic_partitions.keep(engine)``.
 """
 
 from __future__ import annotations
