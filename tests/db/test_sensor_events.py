@@ -343,8 +343,8 @@ def test_only_errors_for_want_of_a_partition_are_counted(
     engine = create_engine(database.driver_url(driver))
     metrics = Metrics(engine)
     insert = (
-        "INSERT INTO {} (occurred_at, tenant_id, device_id, sequence, event_type, payload)"
-        " VALUES ('{}', '{}', 'd', 1, 't', '{{}}')"
+        "INSERT INTO {} (id, occurred_at, tenant_id, device_id, sequence, event_type, payload)"
+        " VALUES (1, '{}', '{}', 'd', 1, 't', '{{}}')"
     )
     judged = []
     for target, at, tenant in (
