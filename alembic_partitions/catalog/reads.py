@@ -120,7 +120,7 @@ def read_snapshot(
     """
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
-    config = table(CONFIG_TABLE, column("id"), *map(column, names), schema=config_schema)
+    config = table(CONFIG_TABLE, *map(column, names), schema=config_schema)
     session = select(
         func.now().label("now"),
         func.pg_is_in_recovery().label("in_recovery"),

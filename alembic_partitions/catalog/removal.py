@@ -163,8 +163,10 @@ def _detached(row: Row[Any], owner: ManagedTable) -> Detached | None:
 
 
 def _from_mark(row: Row[Any], told: Mapping[str, Any], table: ManagedTable, prefix: str) -> Detached | None:
-    # Its identity, not its name: another table may bear that by now.
-    if told["id"] != table.identity or told["key"] != table.key_type:
+    # A name may be another table's by now, so OIDs decide; but for what came out of a dump.
+    of_this = told["of"] == table.oid
+    restored = told["oid"] != row.oid and told["table"] == [table.schema, table.name]
+    if not (of_this or restored) or told["key"] != table.key_type:
         return None
     lower, upper = bounds_of(str(told["bound"]), _key_type(table))
     export = told.get("export")

@@ -35,13 +35,11 @@ def managed_table(row: Row[Any], fields: Sequence[str]) -> ManagedTable:
     try:
         policy = PartitionPolicy.from_dict(values)
     except PolicyError as error:
-        problem = Refusal.UNFIT, str(error)
-        return ManagedTable(row.table_schema, row.table_name, problem=problem, identity=str(row.id))
+        return ManagedTable(row.table_schema, row.table_name, problem=(Refusal.UNFIT, str(error)))
     if row.oid is None:
         where = f"{row.table_schema}.{row.table_name}"
-        problem = Refusal.NO_TABLE, where
-        return ManagedTable(row.table_schema, row.table_name, policy, problem=problem, identity=str(row.id))
-    return dataclasses.replace(fitted(row, policy), identity=str(row.id))
+        return ManagedTable(row.table_schema, row.table_name, policy, problem=(Refusal.NO_TABLE, where))
+    return fitted(row, policy)
 
 
 def fitted(row: Row[Any], policy: PartitionPolicy) -> ManagedTable:

@@ -17,7 +17,7 @@ from sqlalchemy import (
     Time,
     func,
 )
-from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.dialects.postgresql import JSONB
 
 _PERIOD = "~ '^[1-9][0-9]{0,5} (hour|day|week|month|quarter|year)s?$'"
 # A zone that PostgreSQL does not know makes AT TIME ZONE itself fail. It knows more than IANA's, though:
@@ -84,8 +84,6 @@ def config_table(schema: str | None) -> Table:
         Column("storage_parameters", JSONB, nullable=False),
         Column("enabled", Boolean, nullable=False),
         Column("declared", JSONB, nullable=False),
-        # What a detached partition is known by: a name may be another table's by then.
-        Column("id", UUID, nullable=False, server_default=func.gen_random_uuid()),
         *(CheckConstraint(text, name=f"partition_config_{name}_check") for name, text in _CHECKS.items()),
         schema=schema,
     )

@@ -25,6 +25,7 @@ from alembic_partitions.plan import (
     KeepPartition,
     MoveDetached,
     RestoreDetached,
+    as_partition,
     told_again,
     told_of,
 )
@@ -56,7 +57,7 @@ def detach_batches(step: DetachPartition) -> tuple[Batch, ...]:
     table, part = step.table, step.partition
     where = part.schema, part.name
     after_name = (step.archive_schema or part.schema, step.name)
-    told = told_of(table, part.name, part.schema, part.bound, after_name)
+    told = told_of(table, part, after_name)
     confirm = ddl.ConfirmPartition(*where, part.oid, _oid(step), part.bound)
     parent = ddl.qualified(table.schema, table.name)
     detach = ddl.Detach(*where, parent, step.how)
@@ -102,7 +103,7 @@ def move_batches(step: MoveDetached) -> tuple[Batch, ...]:
     old = step.detached
     where, table = (old.schema, old.name), step.table
     assert old.at is not None
-    told = told_of(table, old.partition, old.home, old.bound, (step.archive_schema, step.name), old.export)
+    told = told_of(table, as_partition(old), (step.archive_schema, step.name), old.export)
     first = ddl.ConfirmDetached(*where, old.oid), ddl.MarkAgain(*where, told, old.at)
     return (transaction(*first, *_move(*where, step.name, step.archive_schema)),)
 

@@ -15,6 +15,7 @@ from .removals import (
     Removal,
     RestoreDetached,
     Retention,
+    as_partition,
     told_again,
     told_of,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "Stretch",
     "Traits",
     "Trigger",
+    "as_partition",
     "carried_on",
     "differences",
     "drains_of",

@@ -148,9 +148,7 @@ class Retention:
 
 def told_of(
     table: ManagedTable,
-    partition: str,
-    home: str,
-    bound: str,
+    partition: Partition,
     name: tuple[str, str],
     export: Export | None = None,
 ) -> dict[str, object]:
@@ -160,12 +158,14 @@ def told_of(
     """
     assert table.policy is not None
     told: dict[str, object] = {
-        "id": table.identity,
+        # Names may be another table's by then; after a dump it is the OIDs that are others.
+        "oid": partition.oid,
+        "of": table.oid,
         "table": [table.schema, table.name],
         "key": table.key_type,
-        "partition": partition,
-        "schema": home,
-        "bound": bound,
+        "partition": partition.name,
+        "schema": partition.schema,
+        "bound": partition.bound,
         "fate": table.policy.on_expiry,
         "as": list(name),
     }
@@ -174,5 +174,9 @@ def told_of(
 
 def told_again(table: ManagedTable, old: Detached, export: Export | None = None) -> dict[str, object]:
     """Return what the mark of a detached partition keeps of it, with another fate or export."""
-    name = (old.schema, old.name)
-    return told_of(table, old.partition, old.home, old.bound, name, export or old.export)
+    return told_of(table, as_partition(old), (old.schema, old.name), export or old.export)
+
+
+def as_partition(old: Detached) -> Partition:
+    """Return what a detached partition was."""
+    return Partition(old.oid, old.home, old.partition, old.lower, old.upper, bound=old.bound)

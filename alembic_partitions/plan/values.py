@@ -163,8 +163,6 @@ class ManagedTable:
     traits: Traits = Traits()
     partitions: tuple[Partition, ...] = ()
     problem: tuple[Refusal, str] | None = None
-    #: Of its declaration: outlives a rename and a dump, and is another one where a name is used again.
-    identity: str | None = None
     #: Digits of the second that the key keeps, as in ``timestamptz(0)``; ``None`` for all six.
     precision: int | None = None
 

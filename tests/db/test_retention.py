@@ -130,7 +130,8 @@ def test_its_mark_says_what_it_was_and_since_when_it_is_detached(engine: Engine)
     history(engine)
     maintain(engine)
     assert mark(engine, "odds_2026_04_01_detached") == {
-        "id": str(scalar(engine, "SELECT id FROM partition_config")),
+        "oid": scalar(engine, "SELECT 'odds_2026_04_01_detached'::regclass::oid::bigint"),
+        "of": scalar(engine, "SELECT 'odds'::regclass::oid::bigint"),
         "at": "2026-04-05 01:37:11.000000Z",
         "table": ["public", "odds"],
         "schema": "public",
@@ -741,6 +742,31 @@ def test_a_table_that_is_given_the_name_of_another_takes_nothing_of_it(engine: E
     with engine.connect() as connection:
         told = maintenance.restore(connection, PAST[:1]).results
     assert [(r.table, r.restored) for r in told] == [("public.odds_v1", (PAST[0],))], "its own comes back"
+
+
+def test_a_database_that_came_out_of_a_dump_knows_its_detached_partitions(
+    engine: Engine, clock: Clock
+) -> None:
+    history(engine, rules=keeping(on_expiry="drop", grace="1 day"))
+    maintain(engine)
+    for name in PAST:  # as pg_dump and pg_restore give back: the same comments on other OIDs
+        told = mark(engine, f"{name}_detached") | {"oid": 1, "of": 2}
+        run(
+            engine, f"COMMENT ON TABLE {name}_detached IS $$alembic_partitions: detached {json.dumps(told)}$$"
+        )
+    clock.forward(days=1, minutes=1)
+    assert len(result(engine).dropped) == 3
+
+
+def test_a_table_that_is_declared_anew_takes_nothing_of_the_dropped_one(engine: Engine, clock: Clock) -> None:
+    history(engine)
+    maintain(engine)
+    with operations(engine) as op:
+        op.drop_partitioned_table("odds")
+    declare(engine, "odds", keeping(on_expiry="drop", grace="1 day"))
+    clock.forward(days=2)
+    assert result(engine).dropped == ()
+    assert detached(engine) == [f"{name}_detached" for name in PAST]
 
 
 def test_a_partition_with_a_view_on_it_stops_no_other(engine: Engine, clock: Clock) -> None:
