@@ -9,7 +9,7 @@ import pytest
 
 from alembic_partitions import maintenance
 from alembic_partitions.ddl import removal
-from alembic_partitions.maintenance import ensuring, maintaining
+from alembic_partitions.maintenance import ensuring, maintaining, repairing
 from tests.tables import NOW
 
 
@@ -24,7 +24,7 @@ class Clock:
         self.now = now
         stamp = f"'{now:%Y-%m-%d %H:%M:%S.%f}Z'"
         self.monkeypatch.setattr(removal, "_NOW", stamp)
-        for module in (maintenance, ensuring, maintaining):
+        for module in (maintenance, ensuring, maintaining, repairing):
             self.monkeypatch.setattr(module, "clock", lambda real: self.now)
 
     def forward(self, **by: float) -> None:

@@ -53,6 +53,7 @@ ACTIONS: dict[str, Callable[[Any, str], Any]] = {
     "maintain": lambda connection, folder: maintenance.maintain(
         connection, orders=maintenance.Orders(archive_to=folder)
     ),
+    "repair": lambda connection, folder: maintenance.repair(connection, batch=3),
     "restore": lambda connection, folder: maintenance.restore(connection),
 }
 

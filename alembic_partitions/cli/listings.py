@@ -15,6 +15,8 @@ from .screens import Paper
 from .standing import Row, partition_state
 from .words import UNKNOWN, duration, size, utc, when
 
+_SAID = {"tended": "analyzed"}
+
 
 def partitions(row: Row, paper: Paper) -> Table:
     """List the partitions of one table, on the clocks of its policy."""
@@ -84,8 +86,11 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
 def done(run: Run) -> str:
     """Say what a run did, without what it did not."""
     counts = {name: getattr(run, name) for name in ("created", "detached", "archived", "dropped")}
-    told = [f"{count} {name}" for name, count in counts.items() if count]
-    return ", ".join([*told, *([f"{run.moved} rows moved"] if run.moved else [])])
+    # What has no column of its own is a list in the details of each table.
+    for name in ("restored", "mended", "tended"):
+        counts[name] = sum(len(changes.get(name, ())) for changes in run.details.values())
+    told = [f"{count:,} {_SAID.get(name, name)}" for name, count in counts.items() if count]
+    return ", ".join([*told, *([f"{run.moved:,} rows moved"] if run.moved else [])])
 
 
 def _plain_table() -> Table:

@@ -66,7 +66,7 @@ def maintain(
                 lambda side, some: maintenance.plan_maintain(side, schema=schema, tables=some, orders=orders),
             )
         flat = [(database, table, sql) for database, told in scripts for table, sql in told]
-        tell_scripts(flat, as_json, "nothing to do")
+        tell_scripts(flat, as_json, "nothing to do", guarded=True)
         return EXIT_OK
     with shown_log(), busy("maintaining partitions") as progress:
         found = visit(
@@ -120,7 +120,7 @@ def restore(
         if not flat and not as_json:
             say("Nothing was detached.")
             return EXIT_OK
-        tell_scripts(flat, as_json, "nothing to restore")
+        tell_scripts(flat, as_json, "nothing to restore", guarded=True)
         return EXIT_OK
     with shown_log(), busy("restoring partitions"):
         found = visit(

@@ -60,13 +60,22 @@ def line(result: TableResult) -> str:
     return f"{result.table}: {'; '.join([*told, *result.findings])}"
 
 
-def tell_scripts(found: Sequence[tuple[str, str, str]], as_json: bool, nothing: str) -> None:
-    """Print what would be sent, by database and table: SQL to stdout."""
+def tell_scripts(
+    found: Sequence[tuple[str, str, str]], as_json: bool, nothing: str, guarded: bool = False
+) -> None:
+    """Print what would be sent, by database and table: SQL to stdout.
+
+    :param guarded: have psql stop at the first error.
+    """
     if as_json:
         scripts = [{"database": database, "table": table, "sql": sql} for database, table, sql in found]
         click.echo(json.dumps(scripts, indent=2))
         return
+    if guarded and any(sql for _, _, sql in found):
+        # Of statements that stand in no transaction each relies on the check before it.
+        click.echo("\\set ON_ERROR_STOP on")
     for _, _, sql in found:
         click.echo(sql, nl=False)
     if not any(sql for _, _, sql in found):
-        say(f"{len(found)} tables, {nothing}." if found else "No table is managed here.")
+        tables = f"{len(found)} table{'s' * (len(found) != 1)}"
+        say(f"{tables}, {nothing}." if found else "No table is managed here.")

@@ -281,3 +281,35 @@ def test_while_it_makes_partitions(killer: Killer, server: Engine, tmp_path: Pat
         assert partitions(server)[2:] == [f"odds_2026_04_0{day}" for day in (5, 6, 7)]
 
     through(killer, "ensure", tmp_path, prepare, check)
+
+
+def test_while_it_drains_a_default_partition(killer: Killer, server: Engine, tmp_path: Path) -> None:
+    """A window of two rows, which moves at once, and one of six, which is gathered in batches of three."""
+    before: list[Any] = []
+
+    def prepare() -> None:
+        begin(server, small(retention=None))
+        run(server, "CREATE TABLE odds_rest PARTITION OF odds DEFAULT")
+        run(
+            server,
+            "INSERT INTO odds (at, note) SELECT t, t::text FROM"
+            " generate_series('2026-03-20 01:00+13'::timestamptz, '2026-03-20 20:00+13', '12 hours') t",
+            "INSERT INTO odds (at, note) SELECT t, t::text FROM"
+            " generate_series('2026-03-22 01:00+13'::timestamptz, '2026-03-22 22:00+13', '4 hours') t",
+        )
+        before[:] = all_rows(server)
+
+    def check() -> None:
+        nothing_stuck(server)
+        assert all_rows(server) == before
+        with server.connect() as connection:
+            (found,) = maintenance.repair(connection, batch=3).results
+        assert found.error is None
+        assert all_rows(server) == before
+        assert scalar(server, "SELECT count(*) FROM odds") == len(before)
+        assert scalar(server, "SELECT count(*) FROM ONLY odds_rest") == 0
+        left = rows(server, "SELECT relname FROM pg_class WHERE relkind = 'r' AND NOT relispartition"
+            " AND relname LIKE 'odds%'")  # fmt: skip
+        assert left == []
+
+    through(killer, "repair", tmp_path, prepare, check)

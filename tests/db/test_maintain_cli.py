@@ -61,6 +61,7 @@ def test_a_dry_run_prints_sql_alone_and_changes_nothing(engine: Engine, call: An
     assert done.code == cli.EXIT_OK
     assert f"ALTER TABLE public.odds DETACH PARTITION public.{PAST[0]} CONCURRENTLY;" in done.out
     assert "-- locks: " in done.out
+    assert done.out.startswith("\\set ON_ERROR_STOP on\n"), "each relies on the check before it"
     assert partitions(engine) == PAST + KEPT
     assert rows(engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == [(0,)]
 
@@ -143,6 +144,7 @@ def test_archive_to_a_folder_and_back(engine: Engine, call: Any, tmp_path: Any) 
     assert done.err == "public.odds: 0 made; 1 restored; ready\n"
     assert call("restore", "--all").code == cli.EXIT_OK
     assert partitions(engine) == PAST + KEPT
+    assert "2 restored" in call("history").out
     assert call("restore", "--all").err == "Nothing was detached.\n"
 
 
