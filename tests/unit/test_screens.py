@@ -386,7 +386,7 @@ def test_history_is_listed_with_errors_in_full() -> None:
     ]
     assert listed(listings.history(runs, NOW, Paper(100))) == [
         "STARTED (UTC)            AGO  RUN        TOOK  BY          WHAT",
-        "2026-04-04 20:37:11  5 hours  maintain  1 min  app (cron)  1 created, 2 detached, 1234 rows moved",
+        "2026-04-04 20:37:11  5 hours  maintain  1 min  app (cron)  1 created, 2 detached, 1,234 rows moved",
         "                                                           racing.odds: no",
         "2026-04-03 01:37:11   2 days  ensure    0.0 s  app         31 created",
     ]
