@@ -8,7 +8,7 @@ from alembic_partitions import maintenance
 from alembic_partitions.talk import shown_log
 
 from .connecting import database_options, visit
-from .door import EXIT_OK, Call, busy, main, say
+from .door import EXIT_OK, Call, busy, main
 from .reporting import tell, tell_scripts
 
 
@@ -35,8 +35,6 @@ def ensure(
         found = visit(
             call, url, tables, lambda side, some: maintenance.ensure(side, schema=schema, tables=some)
         )
-    if not any(report.results for _, report in found) and not as_json:
-        say("No table is managed here.")
     return tell(found, as_json)
 
 

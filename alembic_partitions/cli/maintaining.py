@@ -77,8 +77,6 @@ def maintain(
                 side, schema=schema, tables=some, orders=orders, progress=progress
             ),
         )
-    if not any(report.results for _, report in found) and not as_json:
-        say("No table is managed here.")
     return tell(found, as_json)
 
 
@@ -120,7 +118,7 @@ def restore(
         if not flat and not as_json:
             say("Nothing was detached.")
             return EXIT_OK
-        tell_scripts(flat, as_json, "nothing to restore", guarded=True)
+        tell_scripts(flat, as_json, "nothing to restore")
         return EXIT_OK
     with shown_log(), busy("restoring partitions"):
         found = visit(
@@ -129,6 +127,4 @@ def restore(
             (),
             lambda side, _: maintenance.restore(side, partitions, schema=schema, tables=wanted),
         )
-    if not any(report.results for _, report in found) and not as_json:
-        say("Nothing was detached.")
-    return tell(found, as_json)
+    return tell(found, as_json, nothing="Nothing was detached.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,8 @@ from alembic_partitions.errors import RepairRangeError
 from alembic_partitions.talk import shown_log
 
 from .connecting import database_options, visit
-from .door import EXIT_OK, Call, main, say
+from .door import Call, main, say
+from .reporting import refuse, tell, tell_scripts
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -87,12 +87,9 @@ def _rehearse(
         ]
         click.echo(json.dumps(rows, indent=2))
     else:
-        for _, plan in plans:
-            click.echo(plan.sql(), nl=False)
-        if not plans:
-            say("No table is managed here.")
-    _refuse([str(plan.table) for _, plan in plans if plan.error], len(plans))
-    return EXIT_OK
+        scripts = [(database, str(plan.table), plan.sql()) for database, plan in plans]
+        tell_scripts(scripts, as_json, "nothing to repair")
+    return refuse([str(plan.table) for _, plan in plans if plan.error], len(plans))
 
 
 def _repair(
@@ -112,21 +109,7 @@ def _repair(
                 side, schema=schema, tables=some, progress=progress, **wanted
             ),
         )
-    results = [(database, result) for database, report in found for result in report.results]
-    if as_json:
-        rows = [{"database": database, **dataclasses.asdict(result)} for database, result in results]
-        click.echo(json.dumps(rows, indent=2))
-    else:
-        say("\n".join(_told(result) for _, result in results) or "No table is managed here.")
-    if any(report.in_recovery for _, report in found):
-        raise click.ClickException("this server is a standby: nothing can be repaired on it.")
-    _refuse([result.table for _, result in results if result.error or result.current_missing], len(results))
-    return EXIT_OK
-
-
-def _refuse(failed: list[str], tables: int) -> None:
-    if failed:
-        raise click.ClickException(f"{len(failed)} of {tables} tables failed: {', '.join(failed)}")
+    return tell(found, as_json, _told)
 
 
 def _told(result: maintenance.TableResult) -> str:

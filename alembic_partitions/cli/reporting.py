@@ -4,36 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import click
 
 from alembic_partitions.maintenance import Report, TableResult
 
 from .door import EXIT_OK, say
-
-
-def tell(found: Sequence[tuple[str, Report]], as_json: bool) -> int:
-    """Tell how runs went, by database; return the exit code.
-
-    :raises click.ClickException: some table failed, or nothing could be changed at all.
-    """
-    results = [result for _, report in found for result in report.results]
-    if as_json:
-        rows = [
-            {"database": database, **dataclasses.asdict(result)}
-            for database, report in found
-            for result in report.results
-        ]
-        click.echo(json.dumps(rows, indent=2))
-    elif results:
-        say("\n".join(map(line, results)))
-    if any(report.in_recovery for _, report in found):
-        raise click.ClickException("this server is a standby: nothing can be made on it.")
-    failed = [result.table for result in results if result.error or result.current_missing]
-    if failed:
-        raise click.ClickException(f"{len(failed)} of {len(results)} tables failed: {', '.join(failed)}")
-    return EXIT_OK
 
 
 def line(result: TableResult) -> str:
@@ -58,6 +35,45 @@ def line(result: TableResult) -> str:
     told += [*result.mended, state, *([result.proof] if result.proof else [])]
     told += [result.error] if result.error else []
     return f"{result.table}: {'; '.join([*told, *result.findings])}"
+
+
+def tell(
+    found: Sequence[tuple[str, Report]],
+    as_json: bool,
+    line: Callable[[TableResult], str] = line,
+    nothing: str = "No table is managed here.",
+) -> int:
+    """Tell how runs went, by database; return the exit code.
+
+    :param line: what is said of one table.
+    :param nothing: what is said where there is no result.
+    :raises click.ClickException: some table failed, or nothing could be changed at all.
+    """
+    results = [result for _, report in found for result in report.results]
+    if as_json:
+        rows = [
+            {"database": database, **dataclasses.asdict(result)}
+            for database, report in found
+            for result in report.results
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    elif results:
+        say("\n".join(map(line, results)))
+    standby = any(report.in_recovery for _, report in found)
+    if not (results or as_json or standby):
+        say(nothing)
+    if standby:
+        raise click.ClickException("this server is a standby: nothing can be made on it.")
+    return refuse(
+        [result.table for result in results if result.error or result.current_missing], len(results)
+    )
+
+
+def refuse(failed: Sequence[str], tables: int) -> int:
+    """Return the exit code of so many tables, or fail if some did."""
+    if failed:
+        raise click.ClickException(f"{len(failed)} of {tables} tables failed: {', '.join(failed)}")
+    return EXIT_OK
 
 
 def tell_scripts(
