@@ -33,7 +33,10 @@ def ensure(
         return EXIT_OK
     with shown_log(), busy("making partitions"):
         found = visit(
-            call, url, tables, lambda side, some: maintenance.ensure(side, schema=schema, tables=some)
+            call,
+            url,
+            tables,
+            lambda side, some: maintenance.ensure(side, schema=schema, tables=some, write_down="always"),
         )
     return tell(found, as_json)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -22,6 +23,9 @@ from .reports import Report, TablePlan, TableResult
 from .settings import clock, config_schema
 
 logger = logging.getLogger("alembic_partitions")
+
+#: Looking every few minutes, processes would fill the history with nothing.
+WriteDown: TypeAlias = Literal["always", "news", "never"]
 
 
 @dataclass(slots=True)
@@ -88,7 +92,7 @@ def ensure(
     give_up_at: float | None = None,
     known_failure: str | None = None,
     retention: str | None = None,
-    write_down: bool = True,
+    write_down: WriteDown = "news",
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
 
@@ -98,7 +102,7 @@ def ensure(
     :param give_up_at: ``time.monotonic()`` after which no further partition is begun.
     :param known_failure: :attr:`Report.failure` of an earlier run, which is not written down once more.
     :param retention: in place of the policies' own: how far ``lookback`` reaches.
-    :param write_down: whether to write the run to partition_runs.
+    :param write_down: whether partition_runs gets a row; ``news`` is what made something or failed.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     with connection.begin():
@@ -123,7 +127,7 @@ def ensure(
                 _make(connection, step, work, snapshot.user, give_up_at, patience)
     report = Report(tuple(_result(work) for work in works))
     news = report.created or report.failure != (known_failure if report.failure else None)
-    if write_down and news:
+    if write_down == "always" or (write_down == "news" and news):
         record(connection, snapshot, "ensure", report)
     return report
 

@@ -119,7 +119,7 @@ def _maintain(
     managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
     when = moment(connection, snapshot, clock(snapshot.now), orders.trust_clock)
-    ensured = ensure(connection, schema=schema, tables=tables, retention=orders.retention, write_down=False)
+    ensured = ensure(connection, schema=schema, tables=tables, retention=orders.retention, write_down="never")
     for result in ensured.results:
         for name in result.created:
             tell(f"{result.table}: made {name}")
