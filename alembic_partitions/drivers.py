@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
+_CLASS = re.compile(r"^<class '[^']*'>:\s*")
 _ROW_FIELDS = ("schema_name", "table_name", "constraint_name")
 
 
@@ -50,7 +52,8 @@ def sqlstate_of(error: object) -> str | None:
 
 def reason(error: DBAPIError) -> str:
     """Return the first line that the server or driver said: no statement, no parameters."""
-    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+    # SQLAlchemy's adapter of asyncpg puts the driver's own class in front.
+    lines = _CLASS.sub("", str(error.orig)).strip().splitlines() or [type(error.orig).__name__]
     return lines[0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -85,6 +85,7 @@ def assess(
     warn_days: float = WARN_DAYS,
     stranded: bool | None = None,
     failure: str | None = None,
+    gathered: Sequence[str] = (),
 ) -> TableHealth:
     """Judge one table.
 
@@ -93,16 +94,20 @@ def assess(
         twice as much, it is half of what the policy asks for.
     :param stranded: whether rows lie in its DEFAULT partition, ``None`` if that is unknown.
     :param failure: what went wrong in its last run.
+    :param gathered: tables in which rows of a drain that was cut off are hidden.
     """
     table = plan.table
     runway = runway_of(table, now) if now is not None else None
     enabled = table.policy is None or table.policy.enabled
     found: list[tuple[Level, str]] = []
-    if table.problem is not None:
+    if table.problem is not None and enabled:
         found.append((Level.CRITICAL, str(Finding(*table.problem)).removeprefix(f"{table}: ")))
     elif enabled:
         found += _of_coverage(plan, runway, warn_days)
         found += [(Level.WARNING, why) for why in _of_other_things(plan, stranded, failure)]
+        found += [
+            (Level.WARNING, f"rows in {name} cannot be seen until repair succeeds") for name in gathered
+        ]
     return TableHealth(
         table=str(table),
         current_missing=plan.current_missing,
@@ -146,7 +151,7 @@ def _length(days: float) -> str:
 def _of_other_things(plan: Plan, stranded: bool | None, failure: str | None) -> Iterable[str]:
     table: ManagedTable = plan.table
     if stranded:
-        yield "the DEFAULT partition holds rows: repair moves them"
+        yield "the DEFAULT partition holds rows: see repair --dry-run"
     for part in table.partitions:
         if part.detach_pending:
             yield str(Finding(Refusal.DETACH_PENDING, f"{part.schema}.{part.name}"))

@@ -79,19 +79,20 @@ def autocommit(connection: Connection) -> Iterator[None]:
 
 @contextmanager
 def own_transactions(connection: Connection) -> Iterator[None]:
-    """See to it that a transaction is one: on a connection in AUTOCOMMIT no time-out would hold.
+    """See to it that a transaction is one, and sees what others have just committed: in AUTOCOMMIT no
+    time-out would hold, and above READ COMMITTED a lock is had later than the snapshot.
 
     :param connection: not in a transaction.
     """
     # The engine's own setting shows on the driver's connection alone.
-    if not getattr(connection.connection.dbapi_connection, "autocommit", False):
-        yield
-        return
+    raw = connection.connection.dbapi_connection
+    before = connection.get_execution_options().get("isolation_level") or connection.default_isolation_level
+    before = "AUTOCOMMIT" if getattr(raw, "autocommit", False) else before
     connection.execution_options(isolation_level="READ COMMITTED")
     try:
         yield
     finally:
-        connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execution_options(isolation_level=before)
 
 
 def pause(connection: Connection, seconds: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from alembic_partitions import maintenance
 from alembic_partitions.ddl import removal
-from alembic_partitions.maintenance import ensuring, maintaining, repairing
+from alembic_partitions.maintenance import ensuring, maintaining, repairing, retaining
 from tests.tables import NOW
 
 
@@ -19,11 +19,15 @@ class Clock:
 
     monkeypatch: pytest.MonkeyPatch
     now: datetime = NOW
+    #: Whether the server's release decides how partitions are detached.
+    as_the_server_is: bool = False
 
     def set(self, now: datetime) -> None:
         self.now = now
         stamp = f"'{now:%Y-%m-%d %H:%M:%S.%f}Z'"
         self.monkeypatch.setattr(removal, "_NOW", stamp)
+        if not self.as_the_server_is:
+            self.monkeypatch.setattr(retaining, "detaches_safely", lambda version: True)
         for module in (maintenance, ensuring, maintaining, repairing):
             self.monkeypatch.setattr(module, "clock", lambda real: self.now)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 import pytz
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Connection,
     Date,
     DateTime,
+    Interval,
     Select,
     Text,
     bindparam,
@@ -56,13 +58,27 @@ SELECT c.relkind = 'r' AND NOT c.relhasrules AS is_plain,
         FROM pg_constraint k
         JOIN pg_class r ON r.oid = k.conrelid JOIN pg_namespace n ON n.oid = r.relnamespace
         WHERE k.confrelid IN (CAST(:parent AS oid), c.oid) AND k.contype = 'f' AND k.conparentid = 0
-       ) AS incoming
+       ) AS incoming,
+       -- Subscribers are told of what leaves a partition, not of what goes into a table that is none yet.
+       (SELECT json_agg(p.pubname ORDER BY p.pubname)::text FROM pg_publication p
+        WHERE p.pubdelete AND current_setting('wal_level') = 'logical'
+          AND (p.puballtables
+               OR EXISTS (SELECT FROM pg_publication_rel r WHERE r.prpubid = p.oid
+                          AND r.prrelid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))
+               OR EXISTS (SELECT FROM pg_publication_namespace s WHERE s.pnpubid = p.oid
+                          AND s.pnnspid IN (SELECT a.relnamespace FROM pg_class a
+                                            JOIN pg_partition_ancestors(c.oid) x ON x.relid = a.oid)))
+       ) AS publications
 FROM pg_class c WHERE c.oid = CAST(:source AS oid)
 """)
 
-# Tables that rows are gathered in: not partitions yet.
+# Tables that rows are gathered in: not partitions yet. Whoever owns a table may write any comment on it, so
+# the owner matters; and one with code of its own is none that we have made.
 _STAGINGS = text("""
-SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, d.description AS mark
+SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, d.description AS mark,
+       pg_get_userbyid(c.relowner) AS owner, c.relowner = to_regrole(quote_ident(current_user)) AS mine,
+       c.relhasrules OR EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+       OR EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = c.oid) AS odd
 FROM pg_description d
 JOIN pg_class c ON c.oid = d.objoid
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -146,6 +162,7 @@ def read_source(connection: Connection, managed: ManagedTable) -> Source | None:
         triggers=tuple(Trigger(name, always) for name, always in json.loads(row.triggers or "[]")),
         foreign_keys=tuple(ForeignKey(name, told) for name, told in json.loads(row.foreign_keys or "[]")),
         incoming=tuple(json.loads(row.incoming or "[]")),
+        publications=tuple(json.loads(row.publications or "[]")),
     )
 
 
@@ -154,21 +171,29 @@ def stranded_windows(
 ) -> Iterator[tuple[Window, int]]:
     """Yield the windows that rows of the DEFAULT partition belong to, with how many there are.
 
-    From key to key: the smallest, its window, the smallest after that window's end... With an index on the
-    key each step is a look-up.
+    One pass over the rows, however many windows there are: by the hour, where these are days or longer.
 
     :raises WindowRangeError: the windows end before the keys do.
     """
     grid = managed.grid
     rows = _Rows(managed, default)
-    begin = oldest
-    while True:
-        key = rows.smallest(connection, begin, newest)
-        if key is None:
-            return
-        window = grid.at(key)
-        yield window, rows.count(connection, window.begin, window.end)
-        begin = window.end
+    counts: dict[KeyValue, int] = {}
+    windows: dict[KeyValue, Window] = {}
+    torn = set[KeyValue]()  # where a stretch holds the rows of several windows
+    for low, high, count in rows.stretches(connection, oldest, newest, fine=grid.interval == "hour"):
+        window = grid.at(low)
+        alone = high < window.end
+        while True:
+            windows[window.begin] = window
+            counts[window.begin] = counts.get(window.begin, 0) + count
+            torn |= set() if alone else {window.begin}
+            if high < window.end:
+                break
+            window = grid.after(window)
+    for begin, window in sorted(windows.items()):
+        exact = rows.count(connection, begin, window.end) if begin in torn else counts[begin]
+        if exact:
+            yield window, exact
 
 
 def rows_outside(
@@ -202,12 +227,24 @@ class _Rows:
         self.key: ColumnElement[Any] = column(managed.policy.key, _TYPES[self.key_type])
         self.table = table(default.name, self.key, schema=default.schema)
 
-    def smallest(self, connection: Connection, low: KeyValue, high: KeyValue) -> KeyValue | None:
-        least = func.min(self.key)
-        instant = func.timezone("UTC", least) if self.key_type == "timestamptz" else cast(least, DateTime())
-        printed = func.to_char(instant, "YYYY-MM-DD HH24:MI:SS.US")
-        found = connection.execute(self._of(printed).where(self.within(low, high))).scalar()
-        return None if found is None else key_of_text(str(found), self.key_type)
+    def stretches(
+        self, connection: Connection, low: KeyValue, high: KeyValue, fine: bool
+    ) -> list[tuple[KeyValue, KeyValue, int]]:
+        """Return the first key, the last one and how many there are in each hour, or quarter of an hour."""
+        key = func.timezone("UTC", self.key) if self.key_type == "timestamptz" else cast(self.key, DateTime())
+        width = cast(timedelta(minutes=15 if fine else 60), Interval())
+        bins = func.date_bin(width, key, cast(datetime.combine(date(2000, 1, 1), time()), DateTime()))
+        shape = "YYYY-MM-DD HH24:MI:SS.US"
+        found = connection.execute(
+            select(func.to_char(func.min(key), shape), func.to_char(func.max(key), shape), func.count())
+            .select_from(self.table)
+            .where(self.within(low, high))
+            .group_by(bins)
+        ).all()
+        return [
+            (key_of_text(str(row[0]), self.key_type), key_of_text(str(row[1]), self.key_type), int(row[2]))
+            for row in found
+        ]
 
     def count(self, connection: Connection, low: KeyValue, high: KeyValue) -> int:
         counting = self._of(func.count()).where(self.key >= self._value(low), self.key < self._value(high))
@@ -239,11 +276,16 @@ def read_stagings(connection: Connection, managed: ManagedTable) -> list[Staging
     """Return the tables that earlier runs gathered rows of ``managed`` in, and did not attach."""
     found = []
     for row in connection.execute(_STAGINGS, {"mark": DRAINING_MARK}):
-        told = json.loads(row.mark.removeprefix(DRAINING_MARK))
-        same = (told["schema"], told["table"]) == (managed.schema, managed.name) or told["oid"] == managed.oid
-        if same and managed.key_type is not None:
+        if row.odd or not (row.mine or row.owner == managed.traits.owner) or managed.key_type is None:
+            continue
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a comment that a person edited
+            told = json.loads(row.mark.removeprefix(DRAINING_MARK))
+            named = (told["schema"], told["table"]) == (managed.schema, managed.name)
             lower, upper = (key_of_text(told[end], managed.key_type) for end in ("lower", "upper"))
-            found.append(Staging(row.oid, row.schema, row.name, lower, upper))
+            # By its name alone it may have been gathered for a table that is gone.
+            certain = told["oid"] == managed.oid and row.schema == managed.schema
+            if certain or named or told["oid"] == managed.oid:
+                found.append(Staging(row.oid, row.schema, row.name, lower, upper, certain))
     return sorted(found, key=lambda staging: staging.lower)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,12 @@ def repair(
     **wanted: Any,
 ) -> int:
     """Fill gaps, move rows that are stranded in a DEFAULT partition to their windows, put partitions right
-    that differ from their table, and prove by a test row (rolled back) that inserts find their way."""
+    that differ from their table, and prove by a test row (rolled back) that inserts find their way.
+
+    A past window with more than --batch stranded rows is gathered beside the table first: its rows can be
+    neither seen nor changed through the table until the last transaction. Other windows move in one
+    transaction each. The test row fires triggers and takes numbers from sequences.
+    """
     try:
         if dry_run:
             return _rehearse(call, url, schema, tables, as_json, wanted)
@@ -126,7 +132,7 @@ def _told(result: maintenance.TableResult) -> str:
 @contextmanager
 def progressing() -> Iterator[maintenance.Progress]:
     """Show long work as it goes on: a bar in a terminal, a plain line for each tenth where piped."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _Lines()
         return
     from rich.console import Console

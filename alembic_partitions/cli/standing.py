@@ -38,7 +38,12 @@ def judge(found: Found, warn_days: float) -> list[Row]:
         for item in view.tables:
             assert view.now is not None
             judged: TableHealth = health.assess(
-                item.plan, view.now, warn_days=warn_days, stranded=item.stranded, failure=item.failure
+                item.plan,
+                view.now,
+                warn_days=warn_days,
+                stranded=item.stranded,
+                failure=item.failure,
+                gathered=item.gathered,
             )
             runway = runway_of(item.table, view.now)
             rows.setdefault((database, judged.table), Row(database, item, judged, runway))

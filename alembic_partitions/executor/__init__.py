@@ -1,7 +1,7 @@
 """Plans as the SQL that runs, and the running of it: small transactions, never a long wait."""
 
 from .creating import create_partition, render, script
-from .draining import drain, drain_script
+from .draining import drain, drain_script, took_too_long
 from .exporting import check_folder, drop_exported, export
 from .mending import mend_batches, mend_child
 from .proving import Proof, proof_script, prove
@@ -32,5 +32,6 @@ __all__ = [
     "restore",
     "script",
     "tend",
+    "took_too_long",
     "vacuum_batch",
 ]

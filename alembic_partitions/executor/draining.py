@@ -40,6 +40,8 @@ PATIENCE = 30.0
 ATTACH_TIMEOUT_MS = 20_000
 
 _QUERY_CANCELED = "57014"
+# Beside writers that never rest the last rows are left to the last transaction.
+_MOST_SHORT_BATCHES = 20
 
 Told = Callable[[int], None]
 
@@ -108,13 +110,20 @@ def drain(
     step, work = work.step, _grown(connection, work)
     script = drain_script(work, user)
     what = f"moving rows of its DEFAULT partition to {step.name}"
-    if script.prepare is not None and not _once(connection, script.prepare, work, what):
-        return False
+    if script.prepare is not None:
+        # Rows are hidden only if what brings them back can be had.
+        _insist(connection, transaction(*_locked(work)), work, what)
+        if not _once(connection, script.prepare, work, what):
+            return False
     if script.gather is not None:
-        rows = work.batch
-        while rows == work.batch:
+        # A row that is changed beside a batch is left by it, so a short batch is not the last one.
+        short = 0
+        while short < _MOST_SHORT_BATCHES:
             rows = _insist(connection, script.gather, work, what)
             moved(rows)
+            short += rows < work.batch
+            if rows == 0:
+                break
     try:
         rows = _insist(connection, script.attach, work, what)
     except WorkFailed as failed:
@@ -129,7 +138,7 @@ def drain(
 
 def _grown(connection: Connection, work: Drain) -> Drain:
     """Look again: a window may have grown since it was planned, and nobody is to wait for all of it."""
-    if work.how is not Staged.AT_ONCE or work.source is None:
+    if work.how is not Staged.AT_ONCE or work.source is None or work.hot:
         return work
     step = work.step
     with connection.begin():
@@ -281,8 +290,16 @@ def _sent(connection: Connection, statement: Statement, work: Drain, what: str) 
         if sqlstate(error) != _QUERY_CANCELED:
             raise
         # A second try would take as long, and keep others waiting once more.
-        told = f"{reason(error)}; repair with a smaller batch, or move rows of its DEFAULT partition by hand"
+        told = (
+            f"{reason(error)}: its DEFAULT partition takes too long to read. CREATE INDEX CONCURRENTLY on its"
+            " key, or move rows by hand"
+        )
         raise WorkFailed(table=str(work.step.table), what=what, reason=told) from error
+
+
+def took_too_long(failed: WorkFailed) -> bool:
+    """Tell whether a statement was cancelled: the next window would take as long."""
+    return isinstance(failed.__cause__, DBAPIError) and sqlstate(failed.__cause__) == _QUERY_CANCELED
 
 
 def _lost_race(failed: WorkFailed) -> bool:

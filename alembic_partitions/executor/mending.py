@@ -58,7 +58,10 @@ def _built(mend: Mend) -> list[Batch]:
 def _attached(mend: Mend) -> Batch:
     assert mend.of is not None
     attach = ddl.AttachIndex((mend.of.schema, mend.of.name), (mend.child.schema, mend.subject))
-    locks = f"SHARE UPDATE EXCLUSIVE on the index {mend.of.schema}.{mend.of.name}"
+    locks = (
+        f"SHARE UPDATE EXCLUSIVE on the index {mend.of.schema}.{mend.of.name}, ACCESS EXCLUSIVE on the"
+        " partition's own"
+    )
     statements = [Statement(attach.sql(), locks)]
     if mend.constrain and mend.of.constraint is not None:
         child = mend.child.schema, mend.child.name

@@ -38,6 +38,8 @@ class TableView:
     rows: Mapping[int, catalog.Rows] | None = None
     #: What its last run failed over.
     failure: str | None = None
+    #: Tables that rows of a drain are hidden in, which has not come to its end.
+    gathered: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int | None:
@@ -124,7 +126,21 @@ def look(
     runs = unknown.read(
         connection, "past runs", lambda: catalog.last_runs(connection, snapshot.config_schema)
     )
-    views = [_view(table, now, figures, holding, sizes) for table in managed]
+    gathered = unknown.read(
+        connection,
+        "rows of a drain that was cut off",
+        lambda: {
+            str(t): tuple(f"{s.schema}.{s.name}" for s in catalog.read_stagings(connection, t))
+            for t in managed
+            if t.has_default
+        },
+    )
+    views = [
+        dataclasses.replace(
+            _view(table, now, figures, holding, sizes), gathered=(gathered or {}).get(str(table), ())
+        )
+        for table in managed
+    ]
     if rows:
         views = [_counted(connection, view, unknown) for view in views]
     return _with_failures(

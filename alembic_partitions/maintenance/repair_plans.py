@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
 from alembic_partitions.errors import PartitionError, WindowRangeError
+from alembic_partitions.executor.statements import remark
 from alembic_partitions.periods import KeyValue, Window
 from alembic_partitions.plan import (
     MOST_STRANDED,
@@ -30,6 +31,7 @@ from alembic_partitions.plan import (
     limits,
     plan_gaps,
     plan_stranded,
+    short_lived,
 )
 
 from .ensuring import with_free_names
@@ -52,15 +54,16 @@ class RepairPlan:
 
     def sql(self) -> str:
         """Return the script: what :func:`repair` would send."""
-        told = [f"-- {finding}\n" for finding in self.findings]
-        told += [f"-- {self.table}: {self.error}\n"] if self.error else []
+        told = [f"{remark(str(finding))}\n" for finding in self.findings]
+        told += [f"{remark(f'{self.table}: {self.error}')}\n"] if self.error else []
         told.append(executor.script(Plan(self.table, self.gaps.steps), self.user))
         for drain in self.drains:
             step = drain.step
-            told.append(f"-- {self.table.schema}.{step.name}: {step.reason.value} ({drain.rows} rows)\n")
+            why = f"{self.table.schema}.{step.name}: {step.reason.value} ({drain.rows} rows)"
+            told.append(f"{remark(why)}\n")
             told.append(executor.drain_script(drain, self.user).sql())
         for mend in self.mends:
-            told.append(f"-- {mend}\n")
+            told.append(f"{remark(str(mend))}\n")
             told += [batch.sql() for batch in executor.mend_batches(mend)]
         if self.keys and not self.error:
             told.append("-- proof: a row for each of these keys, rolled back\n")
@@ -98,7 +101,8 @@ def _plan(
         return RepairPlan(table, gaps, findings=gaps.findings, user=user)
     catalog.see_all_rows(connection)
     source = catalog.read_source(connection, table)
-    stagings = catalog.read_stagings(connection, table)
+    every = catalog.read_stagings(connection, table)
+    stagings = [staging for staging in every if staging.certain]
     found, findings = _stranded(connection, table, now, source)
     stranded = [pair for pair in found if not any(_overlap(pair[0], staging) for staging in stagings)]
     moving = with_free_names(connection, lambda taken: plan_stranded(table, stranded, taken))
@@ -106,9 +110,12 @@ def _plan(
         carried_on(table, source, s, sum(rows for window, rows in found if _overlap(window, s)), batch)
         for s in stagings
     ]
-    drains += drains_of(moving, source, stranded, batch) if source is not None else []
+    today = table.grid.key_at(now)
+    drains += drains_of(moving, source, stranded, batch, today) if source is not None else []
     leave = [(drain.step.lower, drain.step.upper) for drain in drains]
     gaps = with_free_names(connection, lambda taken: plan_gaps(table, now, windows, taken, leave))
+    findings += short_lived(table, now, [drain.step for drain in drains])
+    findings += [Finding(Refusal.WAITING, f"{s.schema}.{s.name}") for s in every if not s.certain]
     refusals = source.refusals() if source is not None and (drains or source.is_blind) else []
     if refusals:
         drains = []

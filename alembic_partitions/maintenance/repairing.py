@@ -24,6 +24,7 @@ from alembic_partitions.plan import (
     Refusal,
     windows_asked,
 )
+from alembic_partitions.sessions import own_transactions
 
 from .ensuring import snapshot_of
 from .history import record
@@ -73,9 +74,10 @@ def repair(
 ) -> Report:
     """Put tables right: gaps, rows stranded in a DEFAULT partition, partitions that differ; then prove it.
 
-    Rows of a window that holds more than ``batch`` are gathered beside the table first, and cannot be seen
-    through it from then until the last transaction attaches them; fewer move in one transaction, and no
-    reader misses one.
+    Up to ``batch`` rows a window moves in one transaction, and no reader at READ COMMITTED misses one; so
+    does the current window and what comes after it, however many rows there are. A past window with more is
+    gathered beside the table first: from then until the last transaction attaches them its rows can be
+    neither seen, changed nor deleted through the table.
 
     :param connection: not in a transaction, not the application's own.
     :param schema: where partition_config lives; ``None`` finds it by our mark.
@@ -90,6 +92,18 @@ def repair(
     :raises RunUnderWay: another run has not ended for a minute.
     """
     asked = Asked(start, stop, days)
+    with own_transactions(connection):
+        return _repair(connection, schema, tables, asked, batch, progress)
+
+
+def _repair(
+    connection: Connection,
+    schema: str | None,
+    tables: Collection[str] | None,
+    asked: Asked,
+    batch: int,
+    progress: Progress | None,
+) -> Report:
     snapshot = snapshot_of(connection, schema, tables)
     if snapshot is None:
         return Report()
@@ -109,8 +123,7 @@ def repair(
             for table, some in zip(snapshot.tables, windows, strict=True)
         ]
         report = Report(tuple(work.done() for work in works))
-        if report.failure or any(result.changes for result in report.results):
-            record(connection, snapshot, "repair", report)
+        record(connection, snapshot, "repair", report)
     return report
 
 
@@ -193,6 +206,8 @@ class _Work:
                     self.created.append(drain.step.name)
             except WorkFailed as error:  # another window may do better; where locks are missing, none will
                 self._failed(error)
+                if executor.took_too_long(error):
+                    return
 
     def _mend(self) -> None:
         stuck = set[int]()

@@ -37,6 +37,17 @@ _CLOCKS_AGREE = timedelta(hours=1)
 _LONG_OUT, _FRESH = timedelta(days=45), timedelta(hours=12)
 
 
+# Up to these releases a statement that plans the table in the moment of a DETACH CONCURRENTLY may fail with
+# "missing relpartbound".
+_SAFE_RELEASES = {15: (15, 9), 16: (16, 5)}
+
+
+def detaches_safely(version: tuple[int | str, ...] | None) -> bool:
+    """Tell whether DETACH CONCURRENTLY does others no harm on a server of that version."""
+    numbers = tuple(int(part) for part in version or ())
+    return numbers >= _SAFE_RELEASES.get(numbers[0] if numbers else 0, (17,))
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """When a run happens, and why its clock may be wrong: ``doubt``."""
@@ -112,6 +123,7 @@ def _planned(
             referring=found.referring,
             doubt=doubt,
             in_progress=found.in_progress,
+            concurrently=detaches_safely(connection.dialect.server_version_info),
         )
         more = names_taken(connection, planned) - taken
         if not more:

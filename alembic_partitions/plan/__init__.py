@@ -33,6 +33,7 @@ from .repairing import (
     limits,
     plan_gaps,
     plan_stranded,
+    short_lived,
     windows_asked,
 )
 from .retention import is_healing, is_too_short, names_of, plan_restore, plan_retention
@@ -127,6 +128,7 @@ __all__ = [
     "plan_windows",
     "refused",
     "runway_of",
+    "short_lived",
     "told_again",
     "told_of",
     "uncovered",

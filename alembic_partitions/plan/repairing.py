@@ -60,6 +60,7 @@ class Source:
     triggers: tuple[Trigger, ...] = ()
     foreign_keys: tuple[ForeignKey, ...] = ()
     incoming: tuple[str, ...] = ()
+    publications: tuple[str, ...] = ()
 
     @property
     def is_blind(self) -> bool:
@@ -71,13 +72,14 @@ class Source:
         name = f"{self.partition.schema}.{self.partition.name}"
         found = [] if self.is_plain else [Finding(Refusal.UNDRAINABLE, name)]
         found += [Finding(Refusal.HIDDEN, name)] if self.hides_rows else []
+        found += [Finding(Refusal.PUBLISHED, f"{name}, by {told}") for told in self.publications]
         return found + [Finding(Refusal.INCOMING_KEY, key) for key in self.incoming]
 
 
 class Staged(Enum):
     """How rows get to their new partition."""
 
-    #: In one transaction: no reader ever misses a row.
+    #: In one transaction: no reader at READ COMMITTED ever misses a row.
     AT_ONCE = "at once"
     #: Gathered in a table of their own first, which becomes the partition.
     GATHERED = "gathered"
@@ -94,6 +96,8 @@ class Drain:
     rows: int
     how: Staged
     batch: int = BATCH
+    #: Rows of it are still written and changed, so it moves at once however many there are.
+    hot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,8 @@ class Staging:
     name: str
     lower: KeyValue
     upper: KeyValue
+    #: Gathered for this very table, and beside it.
+    certain: bool = True
 
 
 def windows_asked(grid: Grid, now: datetime, asked: Asked) -> list[Window]:
@@ -191,12 +197,12 @@ def plan_gaps(
             steps.setdefault((step.lower, step.upper), dataclasses.replace(step, made_by="repair"))
     findings = [
         *dict.fromkeys((*horizon.findings, *asked.findings)),
-        *_short_lived(table, now, steps.values()),
+        *short_lived(table, now, steps.values()),
     ]
     return Plan(table, tuple(steps.values()), tuple(findings), horizon.current_blocked)
 
 
-def _short_lived(table: ManagedTable, now: datetime, steps: Iterable[CreatePartition]) -> list[Finding]:
+def short_lived(table: ManagedTable, now: datetime, steps: Iterable[CreatePartition]) -> list[Finding]:
     """Tell which partitions retention will take again."""
     assert table.policy is not None
     oldest = cutoff(table.policy, table.grid, now)
@@ -242,15 +248,24 @@ def plan_stranded(
 
 
 def drains_of(
-    planned: Plan, source: Source, stranded: Sequence[tuple[Window, int]], batch: int = BATCH
+    planned: Plan,
+    source: Source,
+    stranded: Sequence[tuple[Window, int]],
+    batch: int = BATCH,
+    today: KeyValue | None = None,
 ) -> list[Drain]:
-    """Return how the rows get to the partitions planned for them."""
+    """Return how the rows get to the partitions planned for them.
+
+    :param today: the key of now: what has not ended by then is still written to, and what is changed while it
+        is gathered would not be found.
+    """
     begins = [window.begin for window, _ in stranded]
     drains = []
     for step in planned.steps:
         _, rows = stranded[bisect_right(begins, step.lower) - 1]
-        how = Staged.AT_ONCE if rows <= batch else Staged.GATHERED
-        drains.append(Drain(step, source, rows, how, batch))
+        hot = today is not None and step.upper > today
+        how = Staged.AT_ONCE if rows <= batch or hot else Staged.GATHERED
+        drains.append(Drain(step, source, rows, how, batch, hot))
     return drains
 
 

@@ -45,6 +45,7 @@ def plan_retention(
     referring: Sequence[str] = (),
     doubt: Finding | None = None,
     in_progress: bool = False,
+    concurrently: bool = True,
 ) -> Retention:
     """Plan what goes.
 
@@ -53,6 +54,7 @@ def plan_retention(
     :param taken: names that a detached partition must not get, each with its schema.
     :param referring: foreign keys that refer to the table.
     :param doubt: why nothing must be removed now; what is half-way and not expired is put back all the same.
+    :param concurrently: whether the server detaches concurrently without harm to others.
     :param in_progress: somebody is just detaching a partition concurrently.
     """
     if refused(table) is not None or table.policy is None or table.key_type is None:
@@ -72,7 +74,8 @@ def plan_retention(
         findings.append(Finding(Refusal.IN_PROGRESS, str(table)))
     steps: list[Removal] = [step for step in halves if step not in healing]
     steps += [*fates, *archiving]
-    steps += [_detach(table, part, taken) for part in expired[: policy.max_drops]]
+    how = How.CONCURRENTLY if concurrently and not table.has_default else How.PLAIN
+    steps += [_detach(table, part, taken, how) for part in expired[: policy.max_drops]]
     steps += [DropDetached(table, old) for old in dropping]
     waiting += max(len(expired) - policy.max_drops, 0)
     if waiting:
@@ -256,7 +259,7 @@ def _detach(
     table: ManagedTable,
     part: Partition,
     taken: Collection[tuple[str, str]],
-    how: How | None = None,
+    how: How,
     reattach: bool = False,
 ) -> DetachPartition:
     assert table.policy is not None
@@ -267,8 +270,6 @@ def _detach(
         if archive is None
         else _archived_name(part.name, archive, taken)
     )
-    if how is None:
-        how = How.PLAIN if table.has_default else How.CONCURRENTLY
     reason = Reason.EXPIRED if how in (How.PLAIN, How.CONCURRENTLY) else Reason.CUT_OFF
     return DetachPartition(table, part, how, reason, part.name if reattach else name, archive, reattach)
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import TypeAlias
 
 from alembic_partitions.errors import WindowRangeError
-from alembic_partitions.periods import Grid, KeyValue, Window, first_instant, wall_clock, zone
+from alembic_partitions.periods import Grid, KeyValue, Period, Window, first_instant, wall_clock, zone
 
 from .horizon import cutoff
 from .removals import DetachPartition
@@ -20,6 +20,7 @@ from .values import Coverage, ManagedTable, Partition, Reason, in_order
 Stretch: TypeAlias = "tuple[KeyValue, KeyValue]"
 
 _DAY = timedelta(days=1)
+_TOMORROW = Period(1, "day")
 #: As many as a policy may ask for.
 _ALL = 10_000
 
@@ -67,7 +68,8 @@ def runway_of(table: ManagedTable, now: datetime) -> Runway | None:
     try:
         for _ in range(policy.premake):
             windows.append(grid.after(windows[-1]))
-        tomorrow = grid.key_at(now + _DAY)
+        # The same time of day: the clocks may make that 23 hours, or 25.
+        tomorrow = grid.key_at(_TOMORROW.after(now, grid.timezone))
     except (WindowRangeError, OverflowError):  # as far as the calendar goes
         tomorrow = windows[-1].end
     wanted = windows[-1].end

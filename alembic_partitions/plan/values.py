@@ -89,6 +89,10 @@ class Refusal(Enum):
         "a foreign key refers to the table, so moving its rows would cascade or fail; drop that key, repair,"
         " and add it again"
     )
+    PUBLISHED = (
+        "its publication tells subscribers of the rows that leave and not of where they go, so none is moved;"
+        " take the table out of it, or DELETE out of what it publishes, repair, and bring subscribers in step"
+    )
     HIDDEN = (
         "row-level security may hide rows of the DEFAULT partition from this role, so none is moved; repair"
         " as a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile"

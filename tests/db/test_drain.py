@@ -682,7 +682,7 @@ def test_a_window_that_has_grown_since_it_was_planned_is_gathered(engine: Engine
         strand(engine, 80, "2026-03-20 01:37:11+00")
         with listening(engine) as sent:
             assert executor.drain(connection, planned)
-    assert len([s for s in sent.statements if "LIMIT 30 FOR UPDATE SKIP LOCKED" in s]) == 4
+    assert len([s for s in sent.statements if "LIMIT 30 FOR UPDATE SKIP LOCKED" in s]) == 5
     assert scalar(engine, f"SELECT count(*) FROM {WINDOW}") == 100
 
 
@@ -717,7 +717,7 @@ def test_a_move_that_takes_too_long_is_given_up_at_once_and_loses_nothing(
     with listening(engine) as sent:
         result = repair(engine, batch=batch)
     assert result.error is not None
-    assert "smaller batch" in result.error
+    assert "CREATE INDEX CONCURRENTLY on its key" in result.error
     assert len([s for s in sent.statements if "ATTACH" in s]) == 1, "others waited once"
     assert state(engine) == before
     run(engine, "DROP EVENT TRIGGER slow")
@@ -767,3 +767,76 @@ def test_a_default_partition_that_is_partitioned_itself_is_told(engine: Engine) 
     assert result.moved == 0
     assert any("partitioned itself" in finding for finding in result.findings)
     assert scalar(engine, "SELECT count(*) FROM deeper") == 100
+
+
+# What a critical reader found.
+
+
+def test_the_current_window_moves_at_once_however_many_rows_there_are(engine: Engine) -> None:
+    """Rows that are still changed would not be found while they are gathered."""
+    with_default(engine)
+    run(engine, "DROP TABLE odds_2026_04_05")
+    strand(engine, 100, "2026-04-04 12:00:00+00")
+    with listening(engine) as sent:
+        assert repair(engine, batch=30).moved == 100
+    assert not any("SKIP LOCKED" in statement for statement in sent.statements)
+
+
+def test_rows_are_gathered_only_if_what_brings_them_back_can_be_had(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_default(engine)
+    strand(engine)
+    monkeypatch.setattr(executor.draining, "PATIENCE", 0.2)
+    other = create_engine(engine.url, poolclass=NullPool)
+    with other.connect() as writer:
+        writer.execute(text("INSERT INTO odds (at) VALUES ('2026-04-05 01:00+00')"))
+        assert "holds RowExclusiveLock" in str(repair(engine, batch=30).error)
+        assert scalar(engine, "SELECT count(*) FROM odds") == 100, "nothing is hidden"
+    assert repair(engine, batch=30).moved == 100
+    other.dispose()
+
+
+def forged(mark: str) -> list[str]:
+    return [f"CREATE TABLE {WINDOW} (LIKE odds)", f"COMMENT ON TABLE {WINDOW} IS '{DRAINING_MARK}{mark}'"]
+
+
+@pytest.mark.parametrize(
+    "mark", ["x", "{}", "[]", '{"schema": 1, "table": 2, "oid": 3, "lower": 4, "upper": 5}']
+)
+def test_a_mark_that_somebody_has_edited_stops_nothing(engine: Engine, mark: str) -> None:
+    with_default(engine)
+    strand(engine)
+    run(engine, *forged(mark))
+    result = repair(engine)
+    assert (result.error, result.moved) == (None, 100)
+
+
+def test_a_table_of_somebody_elses_is_not_taken_for_one_of_ours(engine: Engine, roles: Roles) -> None:
+    mallory = roles.create("mallory")
+    with_default(engine)
+    strand(engine)
+    oid = scalar(engine, "SELECT 'odds'::regclass::oid::bigint")
+    mark = f'{{"schema": "public", "table": "odds", "oid": {oid}, "lower": "{BEGIN}", "upper": "{END}"}}'
+    run(engine, *forged(mark), f"ALTER TABLE {WINDOW} OWNER TO {mallory.username}")
+    assert repair(engine).moved == 100
+    assert WINDOW not in partitions(engine)
+
+
+def test_names_with_line_breaks_stay_within_their_comment(engine: Engine) -> None:
+    with_default(engine)
+    name = "evil\nDROP TABLE odds; --"
+    run(
+        engine,
+        f"CREATE TABLE {quote(name)} PARTITION OF odds"
+        " FOR VALUES FROM ('2026-03-20 01:00+00') TO ('2026-03-20 02:00+00')",
+    )
+    strand(engine, 10)
+    assert "\nDROP TABLE odds" not in script(engine)
+
+
+def test_what_retention_will_take_is_said_before_it_moves(engine: Engine) -> None:
+    with_default(engine, rules=policy(retention="3 days"))
+    strand(engine)
+    assert "older than retention" in script(engine)
+    assert any("older than retention" in finding for finding in repair(engine).findings)

@@ -78,7 +78,7 @@ class Writers:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock(monkeypatch)
+    clock = Clock(monkeypatch, as_the_server_is=True)
     clock.set(NOW)
     return clock
 

@@ -55,6 +55,9 @@ def days(first: int, last: int, today: datetime = TODAY) -> list[str]:
     return [name_of(today + timedelta(days=day)) for day in range(first, last + 1)]
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(autouse=True)
 def surroundings(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
@@ -488,7 +491,6 @@ def test_the_model_is_the_end_state_of_the_migration_which_goes_back_and_applies
     assert partitions(engine, "events") == days(-1, 30)
 
 
-@pytest.mark.long
 def test_the_demo_runs_as_it_should_and_cleans_up(database: Database, engine: Engine) -> None:
     before = dict(os.environ)
     out = io.StringIO()

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alembic_partitions import PartitionPolicy
+from alembic_partitions.maintenance.retaining import detaches_safely
 from alembic_partitions.periods import KeyType, KeyValue, Period, wall_clock, zone
 from alembic_partitions.plan import (
     PARTITION_MARK,
@@ -235,6 +236,17 @@ def test_a_table_that_a_killed_run_left_detached_is_put_away() -> None:
     (step,) = plan_retention(table(days=0), [half], NOW).steps
     assert isinstance(step, DetachPartition)
     assert (step.how, step.reason, step.reattach) == (How.DONE, Reason.CUT_OFF, False)
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [((15, 4), False), ((15, 9), True), ((16, 2), False), ((16, 5), True), ((17, 0), True), ((18, 6), True)],
+)
+def test_releases_on_which_a_concurrent_detach_harms_others(version: tuple[int, ...], safe: bool) -> None:
+    assert detaches_safely(version) is safe
+    (step, *_) = plan_retention(table(), [], NOW, concurrently=safe).steps
+    assert isinstance(step, DetachPartition)
+    assert step.how is (How.CONCURRENTLY if safe else How.PLAIN)
 
 
 # Grace.
