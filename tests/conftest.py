@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "long: takes long and depends on no version; tox runs it once")
     config.addinivalue_line(
         "markers",
-        "processes: starts processes by the dozen; tox runs it on the newest versions, migrations on the oldest, too",
+        "processes: starts processes by the dozen; tox runs few of them but on the newest versions",
     )
     config.addinivalue_line("markers", 'pg(">= 17"): needs a PostgreSQL server of that major version')
     given: dict[str, Any] = getattr(config, "workerinput", {})
