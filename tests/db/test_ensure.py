@@ -950,9 +950,11 @@ def test_a_server_that_dies_at_a_commit_heals(private_server: Server) -> None:
     (result,) = ensure(engine).results
     assert dead
     assert result.error is not None
-    assert result.created == ()
     private_server.start()
-    assert ensure(create_engine(private_server.url, poolclass=NullPool)).created == 4
+    # The backend may have come to its COMMIT before the signal came to it; then that partition stands.
+    assert len(result.created) <= 1
+    again = ensure(create_engine(private_server.url, poolclass=NullPool))
+    assert again.created == 4 - len(result.created)
 
 
 # -- in between ----------------------------------------------------------------------------------------
