@@ -951,10 +951,12 @@ def test_a_server_that_dies_at_a_commit_heals(private_server: Server) -> None:
     assert dead
     assert result.error is not None
     private_server.start()
-    # The backend may have come to its COMMIT before the signal came to it; then that partition stands.
+    # The backend may have come to its COMMIT before the signal came to it; and our servers do not wait for
+    # their log, so what was committed in that very moment may be gone.
     assert len(result.created) <= 1
-    again = ensure(create_engine(private_server.url, poolclass=NullPool))
-    assert again.created == 4 - len(result.created)
+    again = create_engine(private_server.url, poolclass=NullPool)
+    assert 4 - len(result.created) <= ensure(again).created <= 4
+    assert len(partitions(again)) == 4
 
 
 # -- in between ----------------------------------------------------------------------------------------
