@@ -54,7 +54,7 @@ from .reads import (
     utc_settings,
     with_partitions,
 )
-from .removal import Removable, count_rows, detach_state, qualified_names_in_use, read_removable
+from .removal import Removable, count_rows, detach_state, read_removable
 from .tending import analyzed, cancel_upkeep
 
 __all__ = [
@@ -90,7 +90,6 @@ __all__ = [
     "partition_figures",
     "partitioned_tables",
     "partitions_of",
-    "qualified_names_in_use",
     "read_family",
     "read_key",
     "read_removable",

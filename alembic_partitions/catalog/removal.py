@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -77,14 +77,6 @@ FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
 WHERE c.oid = CAST(:oid AS oid)
 """)
 
-_NAMES = text("""
-SELECT n.nspname AS schema, c.relname AS name FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relname = ANY (CAST(:names AS text[]))
-UNION
-SELECT n.nspname, t.typname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
-WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND t.typname = ANY (CAST(:names AS text[]))
-""")
-
 
 @dataclass(frozen=True, slots=True)
 class Removable:
@@ -136,14 +128,6 @@ def detach_state(connection: Connection, oid: int) -> str:
     if row is None:
         return "gone"
     return "pending" if row.pending else "attached" if row.attached else "detached"
-
-
-def qualified_names_in_use(
-    connection: Connection, schemas: Collection[str], names: Collection[str]
-) -> set[tuple[str, str]]:
-    """Return which of ``names`` are taken in each of ``schemas``."""
-    rows = connection.execute(_NAMES, {"schemas": list(schemas), "names": list(names)})
-    return {(row.schema, row.name) for row in rows}
 
 
 def count_rows(connection: Connection, schema: str, name: str) -> int:

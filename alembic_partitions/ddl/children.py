@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from alembic_partitions.plan import Constraint
 
-from .draining import OfTable
-from .elements import Element, qualified, quote
+from .elements import Element, OfTable, qualified, quote
 
 
 @dataclass(eq=False)

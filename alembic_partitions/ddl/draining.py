@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import DRAINING_MARK, ForeignKey, Trigger
 
-from .elements import Element, bound_literal, qualified, quote, quoted_text
+from .elements import Element, OfTable, bound_literal, qualified, quote, quoted_text
 from .partitions import OfPartition
 
 #: Begins the statement that moves rows, and no other.
@@ -28,25 +28,6 @@ class CheckConstraintsNow(Element):
 
     def sql(self) -> str:
         return "SET CONSTRAINTS ALL IMMEDIATE"
-
-
-@dataclass(eq=False)
-class OfTable(Element):
-    """A statement about one table."""
-
-    schema: str
-    name: str
-
-    @property
-    def table(self) -> str:
-        return qualified(self.schema, self.name)
-
-
-class LockAgainstAll(OfTable):
-    """Keep everybody out of a table until the transaction ends."""
-
-    def sql(self) -> str:
-        return f"LOCK TABLE ONLY {self.table} IN ACCESS EXCLUSIVE MODE"
 
 
 @dataclass(eq=False)
@@ -133,10 +114,3 @@ class AddForeignKey(OfPartition):
     def sql(self) -> str:
         # The definition is PostgreSQL's own, with its names quoted.
         return f"ALTER TABLE {self.child} ADD CONSTRAINT {quote(self.key.name)} {self.key.definition}"
-
-
-class DropTable(OfTable):
-    """Drop a table that was emptied."""
-
-    def sql(self) -> str:
-        return f"DROP TABLE {self.table}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -54,6 +55,39 @@ def text_literal(value: str) -> ColumnElement[str]:
 def qualified(schema: str | None, name: str) -> str:
     """Write a table's name, quoted where PostgreSQL needs it."""
     return f"{quote(schema)}.{quote(name)}" if schema else str(quote(name))
+
+
+@dataclass(eq=False)
+class OfTable(Element):
+    """A statement about one table: a partition, what was one, what is to be one."""
+
+    schema: str
+    name: str
+
+    @property
+    def table(self) -> str:
+        return qualified(self.schema, self.name)
+
+    @property
+    def regclass(self) -> str:
+        return f"to_regclass({quoted_text(self.table)})"
+
+
+@dataclass(eq=False)
+class LockAgainstAll(OfTable):
+    """Keep everybody out of a table until the transaction ends; ``only`` leaves its partitions out."""
+
+    only: bool = True
+
+    def sql(self) -> str:
+        return f"LOCK TABLE {'ONLY ' if self.only else ''}{self.table} IN ACCESS EXCLUSIVE MODE"
+
+
+class DropTable(OfTable):
+    """Drop a table; nothing that depends on it goes with it."""
+
+    def sql(self) -> str:
+        return f"DROP TABLE {self.table}"
 
 
 def do_block(body: str) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import DETACHED_MARK, DETACHING_MARK, MARKS, RESTORED_MARK, How
 
-from .elements import Element, bound_literal, do_block, qualified, quote, quoted_text
+from .elements import Element, OfTable, bound_literal, do_block, quote, quoted_text
 
 # The name of a CHECK that lives from one statement of ours to the next.
 _PROOF = "alembic_partitions_bound"
@@ -35,22 +35,6 @@ _STILL = {
     "extra_float_digits": "1",
     "bytea_output": "hex",
 }
-
-
-@dataclass(eq=False)
-class OfTable(Element):
-    """A statement about one table, a partition or what was one."""
-
-    schema: str
-    name: str
-
-    @property
-    def table(self) -> str:
-        return qualified(self.schema, self.name)
-
-    @property
-    def regclass(self) -> str:
-        return f"to_regclass({quoted_text(self.table)})"
 
 
 @dataclass(eq=False)
@@ -248,13 +232,6 @@ class SetSchema(OfTable):
         return f"ALTER TABLE {self.table} SET SCHEMA {quote(self.to)}"
 
 
-class LockAlone(OfTable):
-    """Have a table to ourselves."""
-
-    def sql(self) -> str:
-        return f"LOCK TABLE {self.table} IN ACCESS EXCLUSIVE MODE"
-
-
 class LockShared(OfTable):
     """Have nobody write to a table; reading goes on."""
 
@@ -270,13 +247,6 @@ class DropKey(OfTable):
 
     def sql(self) -> str:
         return f"ALTER TABLE {self.table} DROP CONSTRAINT IF EXISTS {quote(self.key)}"
-
-
-class DropDetachedTable(OfTable):
-    """Drop what was a partition; nothing that depends on it goes with it."""
-
-    def sql(self) -> str:
-        return f"DROP TABLE {self.table}"
 
 
 @dataclass(eq=False)
@@ -335,11 +305,3 @@ class HoldStill(Element):
             f"SELECT set_config(v.name, v.value, true) FROM (VALUES {told}) v (name, value)"
             " JOIN pg_settings s ON s.name = v.name"  # transaction_timeout: from PostgreSQL 17 on
         )
-
-
-@dataclass(eq=False)
-class NoTimeout(Element):
-    """No statement_timeout in this transaction: reading a large table takes long, and nobody waits for it."""
-
-    def sql(self) -> str:
-        return "SET LOCAL statement_timeout = 0"

@@ -135,12 +135,15 @@ def drop_batches(step: DropDetached) -> tuple[Batch, ...]:
         transaction(confirm, Statement(ddl.DropKey(*where, key).sql(), f"ACCESS EXCLUSIVE on {other}"))
         for key, other, _ in old.keys
     ]
-    return (*keys, transaction(ddl.LockAlone(*where), confirm, *compare, ddl.DropDetachedTable(*where)))
+    return (
+        *keys,
+        transaction(ddl.LockAgainstAll(*where, only=False), confirm, *compare, ddl.DropTable(*where)),
+    )
 
 
 def remove(connection: Connection, step: _Step, give_up_at: float | None = None) -> None:
     """Move, mark or drop what has been detached; raises as :func:`detach` does."""
-    for batch in _BATCHES[type(step)](step):
+    for batch in BATCHES[type(step)](step):
         insist_on(connection, batch, step, give_up_at)
 
 
@@ -160,8 +163,8 @@ def restore_batches(step: RestoreDetached) -> tuple[Batch, ...]:
     )
     last = [ddl.DropProof(*home), ddl.DropLeftCheck(*home), ddl.MarkRestored(*home)]
     return (
-        transaction(ddl.NoTimeout(), confirm, ddl.DropProof(*where), proof),
-        _in_turn(step, ddl.NoTimeout(), confirm, *moved, *renamed, attach, *last),
+        transaction(ddl.SetStatementTimeout(0), confirm, ddl.DropProof(*where), proof),
+        _in_turn(step, ddl.SetStatementTimeout(0), confirm, *moved, *renamed, attach, *last),
     )
 
 
@@ -184,7 +187,7 @@ def _put_away(step: DetachPartition, told: dict[str, object]) -> Sequence[ddl.El
     if step.reattach:
         parent = ddl.qualified(step.table.schema, step.table.name)
         attach = Statement(ddl.Reattach(*where, parent, part.bound).sql(), attach_locks(step.table))
-        return [ddl.NoTimeout(), attach, cleaned, ddl.MarkRestored(*where)]
+        return [ddl.SetStatementTimeout(0), attach, cleaned, ddl.MarkRestored(*where)]
     first = [] if step.how is How.PLAIN else [cleaned]
     return [*first, ddl.MarkDetached(*where, told), *_move(*where, step.name, step.archive_schema)]
 
@@ -246,7 +249,8 @@ def _concurrently(
         # One that has used the table for long would only leave it half detached.
         slow = _slow(connection, oid)
         if slow:
-            raise _given_up(connection, step, "; ".join(map(str, slow)))
+            _leave_no_mark(connection, step)
+            raise LockNotAvailable(table=str(step.table), reason="; ".join(map(str, slow)))
     while state not in ("detached", "gone"):
         if state == "pending":
             batch = alone(finalize, lock_timeout_ms=DETACH_TIMEOUT_MS)
@@ -255,11 +259,14 @@ def _concurrently(
             return
         except DBAPIError as error:
             if sqlstate(error) not in TRY_AGAIN:
-                raise _refused(connection, step, error) from error
+                if not error.connection_invalidated:
+                    _leave_no_mark(connection, step)
+                raise _refused(step, error) from error
             if time.monotonic() > deadline:
                 with connection.begin():
                     told = "; ".join(map(str, catalog.holders(connection, [oid, part.oid])))
-                raise _given_up(connection, step, told or reason(error)) from error
+                _leave_no_mark(connection, step)
+                raise LockNotAvailable(table=str(step.table), reason=told or reason(error)) from error
         pause(connection, random.uniform(0.1, 0.3))
         with connection.begin():
             state = catalog.detach_state(connection, part.oid)
@@ -283,22 +290,19 @@ def _slow(connection: Connection, oid: int) -> list[catalog.Blocker]:
         pause(connection, 0.1)
 
 
-def _given_up(connection: Connection, step: DetachPartition, why: str) -> LockNotAvailable:
-    """Leave no mark of what has not begun, and return what to raise."""
+def _leave_no_mark(connection: Connection, step: DetachPartition) -> None:
+    """Give a partition its comment back whose DETACH has not begun; the next run does where this fails."""
+    if step.how is not How.CONCURRENTLY:
+        return
     with suppress(DBAPIError):
-        if step.how is How.CONCURRENTLY:
-            with connection.begin():
-                attached = catalog.detach_state(connection, step.partition.oid) == "attached"
-            if attached:
-                keep = KeepPartition(step.table, step.partition)
-                apply(connection, keep_batches(keep)[0])
-    return LockNotAvailable(table=str(step.table), reason=why)
+        with connection.begin():
+            attached = catalog.detach_state(connection, step.partition.oid) == "attached"
+        if attached:
+            apply(connection, *keep_batches(KeepPartition(step.table, step.partition)))
 
 
-def _refused(connection: Connection, step: DetachPartition, error: DBAPIError) -> WorkFailed:
+def _refused(step: DetachPartition, error: DBAPIError) -> WorkFailed:
     told = reason(error)
-    if not error.connection_invalidated:
-        _given_up(connection, step, told)
     if sqlstate(error) == _FOREIGN_KEY_VIOLATION:
         told += ". Delete the rows that refer to it first, or drop the foreign key"
     return WorkFailed(table=str(step.table), what=f"Detaching {step.partition.name}", reason=told)
@@ -309,9 +313,12 @@ def _oid(step: DetachPartition | KeepPartition | RestoreDetached) -> int:
     return step.table.oid
 
 
-_BATCHES: Mapping[type, Callable[[Any], tuple[Batch, ...]]] = {
+#: What each kind of step sends.
+BATCHES: Mapping[type, Callable[[Any], tuple[Batch, ...]]] = {
+    DetachPartition: detach_batches,
     KeepPartition: keep_batches,
     MoveDetached: move_batches,
     ChangeFate: fate_batches,
     DropDetached: drop_batches,
+    RestoreDetached: restore_batches,
 }

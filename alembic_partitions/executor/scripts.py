@@ -13,30 +13,14 @@ from alembic_partitions.plan import (
     KeepPartition,
     MoveDetached,
     Removal,
-    RestoreDetached,
     Retention,
 )
 
 from .exporting import export_batches
-from .removing import (
-    detach_batches,
-    drop_batches,
-    fate_batches,
-    keep_batches,
-    move_batches,
-    restore_batches,
-)
+from .removing import BATCHES
 from .statements import Batch, remark, script
 
-_BATCHES: Mapping[type, Callable[[Any], tuple[Batch, ...]]] = {
-    DetachPartition: detach_batches,
-    KeepPartition: keep_batches,
-    MoveDetached: move_batches,
-    ExportDetached: export_batches,
-    ChangeFate: fate_batches,
-    DropDetached: drop_batches,
-    RestoreDetached: restore_batches,
-}
+_BATCHES: Mapping[type, Callable[[Any], tuple[Batch, ...]]] = {**BATCHES, ExportDetached: export_batches}
 
 
 def removal_script(retention: Retention) -> str:

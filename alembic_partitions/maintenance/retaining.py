@@ -154,10 +154,11 @@ def names_taken(connection: Connection, planned: Retention) -> set[tuple[str, st
             old = step.detached
             if (old.schema, old.name) != (old.home, step.name):
                 wanted.add((old.home, step.name))
-    if not wanted:
-        return set()
-    schemas, names = {schema for schema, _ in wanted}, {name for _, name in wanted}
-    return catalog.qualified_names_in_use(connection, schemas, names) & wanted
+    return {
+        (schema, name)
+        for schema in {schema for schema, _ in wanted}
+        for name in catalog.names_in_use(connection, schema, [n for where, n in wanted if where == schema])
+    }
 
 
 def _nowhere_to_go(connection: Connection, policy: PartitionPolicy, archive_to: str | None) -> str | None:

@@ -16,9 +16,11 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import executor, maintenance
 from alembic_partitions.drivers import backend_pid
+from alembic_partitions.health import assess
 from alembic_partitions.maintenance import repairing
 from alembic_partitions.plan import DRAINING_MARK, Staged
 from tests.databases import Database, Roles
+from tests.postgres import Server, ServerError
 from tests.tables import NOW, columns, declare, listening, partitions, policy, quote, rows, run, scalar
 
 WINDOW = "odds_2026_03_20"
@@ -840,3 +842,60 @@ def test_what_retention_will_take_is_said_before_it_moves(engine: Engine) -> Non
     strand(engine)
     assert "older than retention" in script(engine)
     assert any("older than retention" in finding for finding in repair(engine).findings)
+
+
+def test_a_published_table_is_refused_since_subscribers_would_lose_the_rows() -> None:
+    try:
+        server = Server(settings={"wal_level": "logical"})
+    except ServerError as error:
+        pytest.skip(f"needs a server of its own: {error}")
+    engine = create_engine(server.url, poolclass=NullPool)
+    try:
+        with_default(engine)
+        strand(engine, 10)
+        for publication in ("FOR TABLE odds", "FOR ALL TABLES", "FOR TABLES IN SCHEMA public"):
+            run(engine, f"CREATE PUBLICATION told {publication} WITH (publish_via_partition_root)")
+            result = repair(engine)
+            assert result.moved == 0
+            assert any("by told: its publication tells subscribers" in told for told in result.findings)
+            run(engine, "DROP PUBLICATION told")
+        run(engine, "CREATE PUBLICATION inserts FOR TABLE odds WITH (publish = 'insert, update')")
+        assert repair(engine).moved == 10
+    finally:
+        engine.dispose()
+        server.close()
+
+
+def test_a_drain_that_was_cut_off_is_a_warning_until_it_is_over(engine: Engine) -> None:
+    with_default(engine)
+    strand(engine)
+    own = create_engine(engine.url, poolclass=NullPool)
+
+    def power_cut(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if " ATTACH " in statement:
+            run(engine, f"SELECT pg_terminate_backend({backend_pid(connection)})")
+
+    event.listen(own, "before_cursor_execute", power_cut)
+    assert repair(own, batch=30).error
+    run(engine, "DELETE FROM partition_runs")
+    with engine.connect() as connection:
+        (view,) = maintenance.look(connection).tables
+    judged = assess(view.plan, NOW, stranded=view.stranded, gathered=view.gathered)
+    assert f"rows in public.{WINDOW} cannot be seen until repair succeeds" in judged.reasons
+    assert repair(engine).error is None
+    with engine.connect() as connection:
+        assert maintenance.look(connection).tables[0].gathered == ()
+    own.dispose()
+
+
+def test_at_serializable_by_default_it_sees_what_was_just_committed(engine: Engine) -> None:
+    with_default(engine)
+    strand(engine)
+    own = create_engine(engine.url, poolclass=NullPool, isolation_level="SERIALIZABLE")
+    with listening(own) as sent:
+        assert repair(own).moved == 100
+    assert sent.statements
+    with own.connect() as connection:
+        maintenance.repair(connection)
+        assert connection.get_isolation_level() == "SERIALIZABLE", "and that is put back"
+    own.dispose()

@@ -304,6 +304,16 @@ def test_a_missing_tomorrow_is_critical_and_says_from_when_on() -> None:
     assert found.reasons == ("no partition for rows from 2026-04-06 00:00 Pacific/Auckland on",)
 
 
+@pytest.mark.parametrize("instant", ["2026-04-04 11:30:00", "2026-04-04 11:59:59", "2026-04-05 11:59:00"])
+def test_tomorrow_is_the_next_local_day_at_any_hour_of_the_day_of_25(instant: str) -> None:
+    assert judged(full(table(), after=0), utc(instant)).level is Level.CRITICAL
+
+
+def test_a_disabled_table_that_is_gone_is_left_alone() -> None:
+    gone = dataclasses.replace(table(enabled=False), problem=(Refusal.NO_TABLE, "odds"), partitions=())
+    assert judged(gone).level is Level.OK
+
+
 def test_a_gap_earlier_today_is_critical_too() -> None:
     """Rows of this morning may still be on their way."""
     managed = full(table())
