@@ -6,14 +6,12 @@ Two doors lead here, Alembic's operations and SQLAlchemy's ``create_all()``. Wha
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Executable, Table, Time, and_, cast, func, select
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy import ColumnElement, Connection, Executable, func, select
 
 from . import catalog, ddl, maintenance
 from .errors import ConfigurationError, NotManagedError, PolicyError
@@ -71,21 +69,7 @@ def declare(
     door: Door, home: str | None, schema: str | None, name: str, policy: PartitionPolicy, key_type: KeyType
 ) -> None:
     """Write the policy of a table that has just been created down, and make its first windows."""
-    values = columns_of(policy.to_dict())
-    target = (
-        insert(ddl.config_table(home))
-        .inline()
-        .values(
-            table_schema=_schema(door.schema_of(schema)),
-            table_name=ddl.text_literal(name),
-            declared=as_json(policy.to_dict()),
-            **values,
-        )
-    )
-    upsert = target.on_conflict_do_update(
-        index_elements=["table_schema", "table_name"],
-        set_={name: target.excluded[name] for name in (*values, "declared")},
-    )
+    upsert = ddl.declare_policy(home, _schema(door.schema_of(schema)), name, policy)
     door.execute(upsert)
     run_steps(door, _first_windows(door, schema, name, policy, key_type))
 
@@ -99,7 +83,7 @@ def free_others(door: Door, schema: str | None, name: str) -> None:
 def forget(door: Door, home: str | None, schema: str | None, name: str) -> None:
     """Delete the policy of a table."""
     config = ddl.config_table(home)
-    door.execute(config.delete().where(row_of(config, schema, name)))
+    door.execute(config.delete().where(ddl.row_of(config, schema, name)))
 
 
 def managed(door: Door, connection: Connection, schema: str | None, name: str) -> ManagedTable:
@@ -128,34 +112,6 @@ def run_steps(door: Door, planned: Plan) -> None:
     for step in planned.steps:
         for element in ddl.partition_elements(step, user):
             door.execute(element)
-
-
-def row_of(config: Table, schema: str | None, name: str) -> ColumnElement[bool]:
-    """Return the condition that finds a table's row."""
-    return and_(
-        config.c.table_schema == (ddl.schema_of_name(name) if schema is None else ddl.text_literal(schema)),
-        config.c.table_name == ddl.text_literal(name),
-    )
-
-
-def columns_of(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return policy fields as columns of partition_config, each a value that --sql can print."""
-    columns: dict[str, Any] = {
-        "partition_key" if name == "key" else name: ddl.text_literal(value)
-        if isinstance(value, str)
-        else value
-        for name, value in fields.items()
-    }
-    if "day_start" in columns:
-        columns["day_start"] = cast(columns["day_start"], Time())
-    if "storage_parameters" in columns:
-        columns["storage_parameters"] = as_json(columns["storage_parameters"])
-    return columns
-
-
-def as_json(value: Mapping[str, Any]) -> ColumnElement[Any]:
-    """Return a mapping as a jsonb value that --sql can print."""
-    return cast(ddl.text_literal(json.dumps(value)), JSONB())
 
 
 def _first_windows(

@@ -129,6 +129,19 @@ class WorkFailed(PartitionError):
     reason: str
 
 
+class NoTableError(PartitionError, LookupError):
+    """There is no table {table}. Correct the name, or write it as schema.table."""
+
+    table: str
+
+
+class ConversionRefused(PartitionError, ValueError):
+    """Table {table} cannot be converted: {problems}. Nothing was changed."""
+
+    table: str
+    problems: str
+
+
 class ArchiveError(PartitionError):
     """{table} was not archived: {problem}. Nothing was dropped. {remedy}"""
 

@@ -152,7 +152,24 @@ def one_run(engine: Engine, config_schema: str, patience: float = 60.0) -> Itera
     :param patience: seconds to wait for another run to end.
     :raises RunUnderWay: it did not.
     """
-    lock = HeldLock(engine, lambda name: _key("alembic_partitions run", name, config_schema))
+    with _one(engine, ("alembic_partitions run", config_schema), patience) as lock:
+        yield lock
+
+
+@contextmanager
+def one_conversion(engine: Engine, table: str, patience: float = 2.0) -> Iterator[HeldLock]:
+    """Let one process at a time convert a table, which may take hours that no other run is to wait for.
+
+    :param patience: seconds to wait for another one to end.
+    :raises RunUnderWay: it did not.
+    """
+    with _one(engine, ("alembic_partitions conversion", table), patience) as lock:
+        yield lock
+
+
+@contextmanager
+def _one(engine: Engine, what: tuple[str, str], patience: float) -> Iterator[HeldLock]:
+    lock = HeldLock(engine, lambda database: _key(what[0], database, what[1]))
     try:
         deadline, wait = time.monotonic() + patience, 0.05
         while not lock.take():

@@ -5,6 +5,7 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .belongings import read_belongings, read_ends
 from .children import read_family
 from .draining import (
     Leftover,
@@ -46,6 +47,7 @@ from .reads import (
     partitioned_tables,
     partitions_of,
     read_key,
+    read_session,
     read_snapshot,
     resolve,
     schema_exists,
@@ -56,6 +58,7 @@ from .reads import (
 )
 from .removal import Removable, count_rows, detach_state, read_removable
 from .tending import analyzed, cancel_upkeep
+from .values import key_type_of
 
 __all__ = [
     "Blocker",
@@ -81,6 +84,7 @@ __all__ = [
     "holding_rows",
     "inherited_keys",
     "insert_triggers",
+    "key_type_of",
     "last_runs",
     "meant",
     "movable_columns",
@@ -90,9 +94,12 @@ __all__ = [
     "partition_figures",
     "partitioned_tables",
     "partitions_of",
+    "read_belongings",
+    "read_ends",
     "read_family",
     "read_key",
     "read_removable",
+    "read_session",
     "read_snapshot",
     "read_source",
     "read_stagings",

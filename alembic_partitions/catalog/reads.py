@@ -142,6 +142,18 @@ def read_snapshot(
     return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(complete))
 
 
+def read_session(connection: Connection, config_schema: str) -> Snapshot:
+    """Return the time, the role and the server's state, without a table."""
+    row = connection.execute(
+        select(
+            func.now().label("now"),
+            func.pg_is_in_recovery().label("in_recovery"),
+            func.current_user().label("user"),
+        )
+    ).one()
+    return Snapshot(config_schema, row.now, row.in_recovery, row.user, ())
+
+
 def with_partitions(
     connection: Connection, tables: Sequence[ManagedTable], names: Collection[str] | None = None
 ) -> Iterator[ManagedTable]:

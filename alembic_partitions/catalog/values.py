@@ -14,7 +14,7 @@ from sqlalchemy.engine import Row
 
 from alembic_partitions.errors import PolicyError
 from alembic_partitions.periods import KeyType, KeyValue, iso_time
-from alembic_partitions.plan import ManagedTable, Partition, Refusal, Traits
+from alembic_partitions.plan import Belongings, ManagedTable, Partition, Refusal, Traits
 from alembic_partitions.policy import PartitionPolicy
 
 _BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
@@ -77,6 +77,29 @@ def _traits(row: Row[Any]) -> Traits:
         exclusions=row.exclusions,
         key_tables=tuple(json.loads(row.key_tables or "[]")),
     )
+
+
+def value_of(printed: str, key_type: KeyType) -> KeyValue | None:
+    """Read a key as PostgreSQL prints it under UTC and ISO; ``None`` beyond Python's years 1 to 9999."""
+    ends = _value(printed, key_type, upper=False), _value(printed, key_type, upper=True)
+    return ends[0] if ends[0] == ends[1] else None
+
+
+def key_type_of(table: Belongings, policy: PartitionPolicy) -> KeyType:
+    """Return the type of the key that a policy would partition a plain table by.
+
+    :raises PolicyError: it is of another type, or the policy does not fit it.
+    """
+    key = table.column(policy.key)
+    told = "" if key is None else re.sub(r"\(\d\)", "", key.type)
+    if told not in _KEY_TYPES:
+        raise PolicyError(
+            field="key",
+            problem=f"column {policy.key!r} of {table} is of type {told or 'none'}",
+            remedy="Partition by a timestamptz, timestamp or date column.",
+        )
+    policy.grid(_KEY_TYPES[told])
+    return _KEY_TYPES[told]
 
 
 def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:

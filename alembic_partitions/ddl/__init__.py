@@ -11,6 +11,7 @@ from .children import (
     RebuildIndex,
     SecureRows,
 )
+from .configuration import as_json, columns_of, declare_policy, row_of, written
 from .draining import (
     MOVING,
     AddForeignKey,
@@ -38,6 +39,7 @@ from .partitions import (
     EnableRowSecurity,
     LockParent,
     MarkPartition,
+    PlainNames,
     ResetBound,
     SetApplication,
     SetBound,
@@ -117,6 +119,7 @@ __all__ = [
     "MarkPartition",
     "MarkRestored",
     "MoveRows",
+    "PlainNames",
     "ProveBound",
     "Reattach",
     "RebuildIndex",
@@ -137,12 +140,17 @@ __all__ = [
     "TestRow",
     "Vacuum",
     "Wake",
+    "as_json",
     "bound_literal",
+    "columns_of",
     "config_table",
+    "declare_policy",
     "partition_elements",
     "qualified",
     "quote",
+    "row_of",
     "runs_table",
     "schema_of_name",
     "text_literal",
+    "written",
 ]

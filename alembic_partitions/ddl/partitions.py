@@ -19,6 +19,15 @@ class SetLockTimeout(Element):
         return f"SET LOCAL lock_timeout = '{self.milliseconds:d}ms'"
 
 
+class PlainNames(Element):
+    """Have PostgreSQL write names with their schemas, and times under UTC and ISO, for this transaction."""
+
+    def sql(self) -> str:
+        settings = {"search_path": "pg_catalog", "TimeZone": "UTC", "DateStyle": "ISO, YMD"}
+        calls = (f"set_config({quoted_text(n)}, {quoted_text(v)}, true)" for n, v in settings.items())
+        return f"SELECT {', '.join(calls)}"
+
+
 @dataclass(eq=False)
 class SetBound(Element):
     """A time-out for the session: what runs in no transaction has no LOCAL one. 0 is none."""

@@ -1,5 +1,6 @@
 """Plans as the SQL that runs, and the running of it: small transactions, never a long wait."""
 
+from .converting import Changed, Step, abort_steps, conversion_steps, our_tables, run_step, table_to_be
 from .creating import create_partition, render, script
 from .draining import drain, drain_script, took_too_long
 from .exporting import check_folder, drop_exported, export
@@ -12,10 +13,14 @@ from .tending import analyze_batch, tend, vacuum_batch
 
 __all__ = [
     "Batch",
+    "Changed",
     "Proof",
     "Statement",
+    "Step",
+    "abort_steps",
     "analyze_batch",
     "check_folder",
+    "conversion_steps",
     "create_partition",
     "detach",
     "drain",
@@ -24,13 +29,16 @@ __all__ = [
     "export",
     "mend_batches",
     "mend_child",
+    "our_tables",
     "proof_script",
     "prove",
     "removal_script",
     "remove",
     "render",
     "restore",
+    "run_step",
     "script",
+    "table_to_be",
     "tend",
     "took_too_long",
     "vacuum_batch",

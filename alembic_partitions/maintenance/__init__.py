@@ -1,6 +1,7 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .history import record
 from .looking import TableView, View, look, past_runs
 from .maintaining import Orders, maintain, plan_maintain
 from .repair_plans import RepairPlan
@@ -41,6 +42,7 @@ __all__ = [
     "plan_maintain",
     "plan_repair",
     "plan_restoring",
+    "record",
     "repair",
     "restore",
     "with_free_names",

@@ -9,7 +9,7 @@ from alembic.autogenerate.render import renderers
 from alembic.operations import MigrateOperation, Operations
 
 from alembic_partitions import ddl
-from alembic_partitions.declare import as_json, columns_of, managed, row_of
+from alembic_partitions.declare import managed
 from alembic_partitions.errors import PolicyError
 from alembic_partitions.policy import PartitionPolicy
 
@@ -94,8 +94,8 @@ def _alter_partition_policy(operations: Operations, operation: AlterPartitionPol
     schema = door.schema_of(operation.schema, operation.table_name)
     door.execute(
         config.update()
-        .where(row_of(config, schema, operation.table_name))
-        .values(declared=config.c.declared.op("||")(as_json(changes)), **columns_of(changes))
+        .where(ddl.row_of(config, schema, operation.table_name))
+        .values(declared=config.c.declared.op("||")(ddl.as_json(changes)), **ddl.columns_of(changes))
     )
 
 

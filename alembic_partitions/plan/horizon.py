@@ -144,10 +144,10 @@ def cutoff(policy: PartitionPolicy, grid: Grid, now: datetime) -> KeyValue | Non
     """Return the key value before which rows are older than their retention; ``None`` keeps everything."""
     if policy.retention is None:
         return None
-    return _key_near(grid, Period.parse(policy.retention).before(now, policy.timezone))
+    return key_near(grid, Period.parse(policy.retention).before(now, policy.timezone))
 
 
-def _key_near(grid: Grid, instant: datetime) -> KeyValue:
+def key_near(grid: Grid, instant: datetime) -> KeyValue:
     """Return the key of an instant, which a very long period may have moved to an end of the calendar, where
     there is no room for another zone's clocks."""
     room = timedelta(days=2)
@@ -158,7 +158,7 @@ def _key_near(grid: Grid, instant: datetime) -> KeyValue:
 def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
     policy, grid = table.policy, table.grid
     assert policy is not None
-    newest = _key_near(grid, Period.parse(policy.max_ahead).after(now, policy.timezone))
+    newest = key_near(grid, Period.parse(policy.max_ahead).after(now, policy.timezone))
     if value > newest:
         raise KeyOutsideLimits(
             table=str(table),
@@ -171,7 +171,7 @@ def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
     reach = policy.max_behind or policy.retention
     if reach is None:
         return
-    oldest = _key_near(grid, Period.parse(reach).before(now, policy.timezone))
+    oldest = key_near(grid, Period.parse(reach).before(now, policy.timezone))
     if value < oldest:
         raise KeyOutsideLimits(
             table=str(table), value=value, problem=f"earlier than {oldest}", field=name, limit=reach

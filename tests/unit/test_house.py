@@ -33,6 +33,7 @@ FLOORS = {
     "locks": 5,
     "maintenance": 6,
     "declare": 6,
+    "conversion": 6,
     "health": 6,
     "knowledge": 6,
     "talk": 6,
@@ -51,6 +52,8 @@ FLOORS = {
 # Neighbours on one floor do not know each other, but for these.
 SIDEWAYS = {
     ("declare", "maintenance"),  # the clock, and names that are free
+    ("conversion", "declare"),  # a conversion ends as a declaration does,
+    ("conversion", "maintenance"),  # and at the horizon
     ("events", "keeper"),  # the listeners are thin: what they do is the keeper's
     ("cli", "demo"),
     ("__main__", "cli"),

@@ -1,0 +1,307 @@
+"""A plain table becomes partitioned while it is read and written, and its rows stay where they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Container
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+
+from alembic_partitions import catalog, ddl, executor, maintenance
+from alembic_partitions.declare import Door, ensure_our_tables
+from alembic_partitions.errors import ConversionRefused, NoTableError, WindowRangeError, WorkFailed
+from alembic_partitions.executor.statements import remark, script
+from alembic_partitions.locks import one_conversion
+from alembic_partitions.maintenance import Report, TableResult
+from alembic_partitions.periods import KeyValue, Window
+from alembic_partitions.plan import (
+    Belongings,
+    Conversion,
+    CreatePartition,
+    first_window,
+    names_of_conversion,
+    plan_conversion,
+    plan_windows,
+    refuse_loss,
+    refuse_rows,
+)
+from alembic_partitions.policy import PartitionPolicy
+from alembic_partitions.sessions import own_transactions
+
+#: Told of each step when it begins.
+Told = Callable[[str], None]
+
+#: Windows that are made in the swap itself; the rest of the horizon follows in transactions of its own.
+FIRST_WINDOWS = 2
+#: Seconds after which a transaction that holds the table counts as one that will go on holding it.
+LONG = 60.0
+# Somebody else alters the table between our looks, each time anew: then we give up.
+_MOST_LOOKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionPlan:
+    """What is left to do to convert one table; no steps where it is done."""
+
+    table: str
+    steps: tuple[executor.Step, ...] = ()
+    notes: tuple[str, ...] = ()
+    #: Who holds the table longer than the swap would wait.
+    blockers: tuple[str, ...] = ()
+    conversion: Conversion | None = field(default=None, repr=False)
+
+    def sql(self) -> str:
+        """Return the script: byte for byte what :func:`convert` would send."""
+        said = "".join(f"{remark(note)}\n" for note in (*self.notes, *self.blockers))
+        return said + "".join(script([step.batch], step.title) for step in self.steps)
+
+
+def plan_convert(
+    connection: Connection,
+    table: str,
+    policy: PartitionPolicy,
+    *,
+    schema: str | None = None,
+    config_schema: str | None = None,
+    until: KeyValue | str | None = None,
+) -> ConversionPlan:
+    """Return what :func:`convert` would do now; nothing is changed. Raises as :func:`convert` does."""
+    with own_transactions(connection), connection.begin():
+        task = _task(connection, table, policy, schema, config_schema, until)
+        if task.is_done():
+            return ConversionPlan(str(task))
+        planned = task.plan()
+        if catalog.find_config(connection, task.home) is None:
+            planned = dataclasses.replace(planned, steps=(executor.our_tables(task.home), *planned.steps))
+        return planned
+
+
+def convert(
+    connection: Connection,
+    table: str,
+    policy: PartitionPolicy,
+    *,
+    schema: str | None = None,
+    config_schema: str | None = None,
+    until: KeyValue | str | None = None,
+    told: Told = lambda title: None,
+) -> Report:
+    """Turn a plain table into one partitioned as ``policy`` says, while it is read and written.
+
+    The table becomes its own first partition, with all its rows, for every key before ``until``; windows
+    stand from there on. A CHECK and, where the primary key lacks the partition key, a unique index are made
+    first, beside readers and writers; then one short transaction changes the names. A run that is cut off
+    leaves what it has made, and the next one goes on from there.
+
+    :param connection: not in a transaction, not the application's own.
+    :param schema: the table's; ``None`` takes what ``search_path`` leads to.
+    :param config_schema: where partition_config lives; ``None`` finds it by our mark.
+    :param until: where the new windows begin, moved to the begin of a window (see :meth:`Grid.key_of`).
+        Default: the first window that begins seven days or more after now, and after the newest row. Until
+        the last step is done, rows from there on are refused.
+    :param told: told of each step when it begins.
+    :raises ConversionRefused: something would be lost, or rows have no place; nothing was changed.
+    :raises PolicyError: the policy does not fit the key.
+    :raises LockNotAvailable: the locks of a step were not to be had; the next run goes on.
+    :raises RunUnderWay: another process is converting this table.
+    """
+    with own_transactions(connection):
+        with connection.begin():
+            task = _task(connection, table, policy, schema, config_schema, until)
+            task.read()
+        with one_conversion(connection.engine, str(task)):
+            return _convert(connection, task, told)
+
+
+def _convert(connection: Connection, task: _Task, told: Told) -> Report:
+    with connection.begin():
+        begun = catalog.read_session(connection, ensure_our_tables(task.door) or "")
+    notes: tuple[str, ...] = ()
+    first: str | None = None
+    looks = 0
+    while first is None:
+        with connection.begin():
+            if task.is_done():
+                break
+            planned = task.plan()
+        _refuse_blocked(planned)
+        notes = planned.notes
+        try:
+            first = _taken(connection, planned, told)
+        except executor.Changed as error:
+            looks += 1
+            if looks == _MOST_LOOKS:
+                why = "somebody else alters it all the time"
+                raise WorkFailed(table=str(task), what="converting", reason=why) from error
+    told("windows up to the horizon")
+    return _settled(connection, begun, str(task), first, notes)
+
+
+def _taken(connection: Connection, planned: ConversionPlan, told: Told) -> str | None:
+    """Take the first of the steps that are left; return the first partition's name if it was the last."""
+    assert planned.conversion is not None
+    step, *more = planned.steps
+    told(step.title)
+    executor.run_step(connection, planned.conversion.table, step)
+    return None if more else planned.conversion.first
+
+
+def _settled(
+    connection: Connection, begun: catalog.Snapshot, table: str, first: str | None, notes: tuple[str, ...]
+) -> Report:
+    """Bring the new table to its horizon, and write the run down."""
+    home = begun.config_schema
+    done = maintenance.ensure(connection, schema=home, tables=[table], write_down="never")
+    report = Report(tuple(_with(result, first, notes) for result in done.results))
+    maintenance.record(connection, begun, "convert", report)
+    return report
+
+
+def _with(result: TableResult, first: str | None, notes: tuple[str, ...]) -> TableResult:
+    created = (first, *result.created) if first else result.created
+    return dataclasses.replace(result, created=created, findings=(*notes, *result.findings))
+
+
+def abort_conversion(connection: Connection, table: str, *, schema: str | None = None) -> tuple[str, ...]:
+    """Take back what a conversion that was cut off has made; return what that was.
+
+    :param connection: not in a transaction.
+    :raises NoTableError: there is no such table.
+    :raises RunUnderWay: a process is converting this table.
+    """
+    with own_transactions(connection):
+        with connection.begin():
+            where = str(_door(connection, None).schema_of(schema, table))
+        with one_conversion(connection.engine, f"{where}.{table}"):
+            with connection.begin():
+                found = _read(connection, where, table)
+            steps = executor.abort_steps(found)
+            for step in steps:
+                executor.run_step(connection, found, step)
+    return tuple(step.title for step in steps)
+
+
+# -- reading and planning -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is to be converted, and how. Each method reads, in a transaction that is open."""
+
+    connection: Connection
+    door: Door
+    home: str
+    schema: str
+    table: str
+    policy: PartitionPolicy
+    until: KeyValue | str | None
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.table}"
+
+    def read(self) -> Belongings:
+        """Return the table as it is."""
+        return _read(self.connection, self.schema, self.table)
+
+    def is_done(self) -> bool:
+        """Tell whether the table is partitioned already as the policy says."""
+        config = catalog.find_config(self.connection, self.home)
+        found = self.read()
+        if found.kind != "p" or found.is_partition or config is None:
+            return False
+        tables = catalog.read_snapshot(self.connection, config, {str(found)}, partitions=False).tables
+        if not tables:
+            return False
+        if tables[0].policy != self.policy:
+            why = "it is managed already, by another policy: use op.alter_partition_policy()"
+            raise ConversionRefused(table=str(found), problems=why)
+        return True
+
+    def plan(self) -> ConversionPlan:
+        """Return what is left to do."""
+        connection, policy = self.connection, self.policy
+        found = self.read()
+        refuse_loss(found, policy)
+        key_type = catalog.key_type_of(found, policy)
+        grid = policy.grid(key_type)
+        ends = catalog.read_ends(connection, found, policy.key, key_type)
+        session = catalog.read_session(connection, self.home)
+        now = maintenance.clock(session.now)
+        refuse_rows(found, policy, grid, ends, now)
+        window = first_window(found, policy, grid, ends, now, self.until)
+        conversion = _with_free_names(
+            connection, lambda taken: plan_conversion(found, policy, key_type, window, taken)
+        )
+        windows = _first_windows(connection, conversion, window)
+        settled = ddl.declare_policy(self.home, ddl.text_literal(self.schema), self.table, policy)
+        steps = executor.conversion_steps(conversion, windows, settled, session.user)
+        return ConversionPlan(
+            str(found), tuple(steps), conversion.notes, _long_holders(connection, found), conversion
+        )
+
+
+def _task(
+    connection: Connection,
+    table: str,
+    policy: PartitionPolicy,
+    schema: str | None,
+    config_schema: str | None,
+    until: KeyValue | str | None,
+) -> _Task:
+    door = _door(connection, config_schema)
+    # Before search_path is set aside: it says where things are.
+    home, where = door.home, door.schema_of(schema, table)
+    return _Task(connection, door, str(home), str(where), table, policy, until)
+
+
+def _door(connection: Connection, config_schema: str | None) -> Door:
+    return Door(connection.execute, connection, config_schema, remark=lambda text: None)
+
+
+def _read(connection: Connection, schema: str, table: str) -> Belongings:
+    catalog.see_all_rows(connection)
+    found = catalog.read_belongings(connection, schema, table)
+    if found is None:
+        raise NoTableError(table=f"{schema}.{table}")
+    return found
+
+
+def _long_holders(connection: Connection, table: Belongings) -> tuple[str, ...]:
+    held = catalog.holders(connection, [table.oid])
+    return tuple(f"{holder}, for {holder.seconds:.0f} s" for holder in held if (holder.seconds or 0) > LONG)
+
+
+def _with_free_names(connection: Connection, make: Callable[[Container[str]], Conversion]) -> Conversion:
+    taken: set[str] = set()
+    while True:
+        planned = make(taken)
+        found = catalog.names_in_use(connection, planned.table.schema, names_of_conversion(planned)) - taken
+        if not found:
+            return planned
+        taken |= found
+
+
+def _first_windows(
+    connection: Connection, conversion: Conversion, first: Window
+) -> tuple[CreatePartition, ...]:
+    """Plan the windows that are made in the swap, so that rows from ``until`` on have a place at once."""
+    table, windows = executor.table_to_be(conversion), [first]
+    with suppress(WindowRangeError):
+        while len(windows) < FIRST_WINDOWS:
+            windows.append(table.grid.after(windows[-1]))
+    planned = maintenance.with_free_names(
+        connection, lambda taken: plan_windows(table, windows, taken, made_by="convert")
+    )
+    return planned.steps
+
+
+def _refuse_blocked(planned: ConversionPlan) -> None:
+    """Refuse to begin what would have to wait for somebody who goes on and on."""
+    if planned.blockers:
+        told = "; ".join(planned.blockers)
+        raise ConversionRefused(
+            table=planned.table,
+            problems=f"the last step would wait for a long transaction: {told}. End it, or wait for its end",
+        )
