@@ -5,7 +5,7 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
-from .children import read_family
+from .children import family_of, indexes_of, read_family
 from .draining import (
     Leftover,
     copied_columns,
@@ -30,6 +30,7 @@ from .figures import (
     partition_figures,
     recent_runs,
 )
+from .indexes import Level, StandingIndex, partition_levels, standing_index
 from .reads import (
     Blocker,
     Snapshot,
@@ -61,10 +62,12 @@ __all__ = [
     "Blocker",
     "Figures",
     "Leftover",
+    "Level",
     "Removable",
     "Rows",
     "Run",
     "Snapshot",
+    "StandingIndex",
     "TableKey",
     "analyzed",
     "blockers",
@@ -75,10 +78,12 @@ __all__ = [
     "counted_rows",
     "describe_table",
     "detach_state",
+    "family_of",
     "find_config",
     "has_rows",
     "holders",
     "holding_rows",
+    "indexes_of",
     "inherited_keys",
     "insert_triggers",
     "last_runs",
@@ -88,6 +93,7 @@ __all__ = [
     "notice",
     "only_reading",
     "partition_figures",
+    "partition_levels",
     "partitioned_tables",
     "partitions_of",
     "read_family",
@@ -104,6 +110,7 @@ __all__ = [
     "see_all_rows",
     "shown_tables",
     "standing",
+    "standing_index",
     "stranded_windows",
     "utc_settings",
     "with_partitions",

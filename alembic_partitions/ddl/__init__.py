@@ -22,6 +22,15 @@ from .draining import (
     Wake,
 )
 from .elements import DropTable, Element, LockAgainstAll, bound_literal, qualified, quote, text_literal
+from .indexes import (
+    PROBE,
+    PROBE_SCHEMA,
+    CreateIndexOnly,
+    CreateIndexOnProbe,
+    CreateProbe,
+    DropPartitionedIndex,
+    indexed_table,
+)
 from .migrations import (
     CopyTraits,
     CreateUnseen,
@@ -75,6 +84,8 @@ from .tending import Analyze, Vacuum
 
 __all__ = [
     "MOVING",
+    "PROBE",
+    "PROBE_SCHEMA",
     "AddForeignKey",
     "Analyze",
     "Attach",
@@ -89,7 +100,10 @@ __all__ = [
     "ConstrainByIndex",
     "CopyOut",
     "CopyTraits",
+    "CreateIndexOnProbe",
+    "CreateIndexOnly",
     "CreateLike",
+    "CreateProbe",
     "CreateUnseen",
     "Detach",
     "DetachForeign",
@@ -98,6 +112,7 @@ __all__ = [
     "DropIndex",
     "DropKey",
     "DropLeftCheck",
+    "DropPartitionedIndex",
     "DropProof",
     "DropTable",
     "Element",
@@ -139,6 +154,7 @@ __all__ = [
     "Wake",
     "bound_literal",
     "config_table",
+    "indexed_table",
     "partition_elements",
     "qualified",
     "quote",

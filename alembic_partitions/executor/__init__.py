@@ -3,6 +3,7 @@
 from .creating import create_partition, render, script
 from .draining import drain, drain_script, took_too_long
 from .exporting import check_folder, drop_exported, export
+from .indexing import drop_index, place_index, tried_index
 from .mending import mend_batches, mend_child
 from .proving import Proof, proof_script, prove
 from .removing import detach, remove, restore
@@ -21,9 +22,11 @@ __all__ = [
     "drain",
     "drain_script",
     "drop_exported",
+    "drop_index",
     "export",
     "mend_batches",
     "mend_child",
+    "place_index",
     "proof_script",
     "prove",
     "removal_script",
@@ -33,5 +36,6 @@ __all__ = [
     "script",
     "tend",
     "took_too_long",
+    "tried_index",
     "vacuum_batch",
 ]

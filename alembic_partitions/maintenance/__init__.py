@@ -1,6 +1,7 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
 from .ensuring import ensure, plan, with_free_names
+from .indexing import create_index, drop_index
 from .looking import TableView, View, look, past_runs
 from .maintaining import Orders, maintain, plan_maintain
 from .repair_plans import RepairPlan
@@ -32,6 +33,8 @@ __all__ = [
     "clock",
     "config_home",
     "config_schema",
+    "create_index",
+    "drop_index",
     "ensure",
     "look",
     "maintain",

@@ -1,6 +1,6 @@
 """What is there + policy + now -> what to do. Pure: plain values in, plain values out."""
 
-from .children import Constraint, Index, Mend, Mending, Relation, differences
+from .children import Constraint, Index, Mend, Mending, Relation, differences, index_mends, index_name
 from .horizon import plan_horizon, plan_rows, plan_windows, refused, windows_between
 from .removals import (
     ChangeFate,
@@ -113,6 +113,8 @@ __all__ = [
     "differences",
     "drains_of",
     "in_order",
+    "index_mends",
+    "index_name",
     "instant_of",
     "is_healing",
     "is_too_short",
