@@ -18,6 +18,7 @@ from alembic.operations.ops import (
     CreateIndexOp,
     CreateTableCommentOp,
     CreateTableOp,
+    DropIndexOp,
     DropTableCommentOp,
     DropTableOp,
     ModifyTableOps,
@@ -29,7 +30,14 @@ from . import catalog, ddl
 from .catalog import TableKey
 from .compare import Alter, Relation, Remark, compare
 from .errors import PartitionError
-from .operations import AlterPartitionPolicyOp, CreatePartitionedTableOp, DropPartitionedTableOp
+from .operations import (
+    CONCURRENTLY,
+    AlterPartitionPolicyOp,
+    CreatePartitionedIndexOp,
+    CreatePartitionedTableOp,
+    DropPartitionedIndexOp,
+    DropPartitionedTableOp,
+)
 from .plan import MARKS
 from .policy import INFO_KEY
 
@@ -38,7 +46,6 @@ if TYPE_CHECKING:  # half imported while Alembic loads its plugins
     from alembic.operations.ops import UpgradeOps
 
 _KEY = "alembic_partitions"
-_CONCURRENTLY = "postgresql_concurrently"
 _WIDTH = 92
 
 
@@ -126,8 +133,9 @@ def compare_table(
     """Compare the policy of one table, once Alembic and the project's own filters have let it through."""
     found = _found(context)
     if model is not None:
+        relation = found.relation(schema, name)
         try:
-            differences = compare(model, found.relation(schema, name) if there is not None else None)
+            differences = compare(model, relation if there is not None else None)
         except PartitionError as error:
             raise CommandError(str(error)) from error
         for difference in differences:
@@ -135,6 +143,8 @@ def compare_table(
                 found.added.append(_altered(name, schema, difference))
             elif isinstance(difference, Remark):
                 found.added.append(PartitionRemarkOp(name, schema, difference))
+        for index in sorted(relation.invalid_indexes & {str(index.name) for index in model.indexes}):
+            found.added.append(PartitionRemarkOp(name, schema, _half_done(index)))
     return PriorityDispatchResult.CONTINUE
 
 
@@ -203,22 +213,38 @@ def _dropped(operation: DropTableOp, there: Relation) -> MigrateOperation:
 
 def _modified(operation: ModifyTableOps, there: Relation, is_new: bool) -> Iterator[MigrateOperation]:
     kept: list[MigrateOperation] = []
-    is_partitioned = is_new or there.partition_by is not None
+    beside = [] if is_new or there.partition_by is None else list(_built_beside(operation.ops))
     for change in operation.ops:
         if isinstance(change, AlterColumnOp) and change.column_name in there.primary_key:
             if change.modify_nullable:
                 change.modify_nullable = None  # PostgreSQL refuses: the primary key forces NOT NULL
             if not change.has_changes():
                 continue
-        elif isinstance(change, CreateIndexOp) and is_partitioned:
-            if change.kw.pop(_CONCURRENTLY, False) and not is_new:
-                yield PartitionRemarkOp(operation.table_name, operation.schema, _concurrently(change))
+        elif isinstance(change, (CreateIndexOp, DropIndexOp)) and change.index_name in beside:
+            # By itself: in a block of op.batch_alter_table() it would run before what stands above it.
+            if kept:
+                yield ModifyTableOps(operation.table_name, kept, schema=operation.schema)
+                kept = []
+            if isinstance(change, CreateIndexOp):
+                yield CreatePartitionedIndexOp.of(change)
+            else:
+                yield DropPartitionedIndexOp.of(change)
+            continue
+        elif isinstance(change, CreateIndexOp) and is_new:
+            change.kw.pop(CONCURRENTLY, None)  # nobody writes to it yet
         elif _takes_a_mark(change):
             continue
         kept.append(change)
     operation.ops[:] = kept
     if kept:
         yield operation
+
+
+def _built_beside(operations: Iterable[MigrateOperation]) -> Iterator[str | None]:
+    """Yield the indexes whose model says CONCURRENTLY, which PostgreSQL refuses for the table itself."""
+    for operation in operations:
+        if isinstance(operation, CreateIndexOp) and operation.kw.get(CONCURRENTLY):
+            yield operation.index_name
 
 
 def _takes_a_mark(change: MigrateOperation) -> bool:
@@ -232,12 +258,11 @@ def _altered(name: str, schema: str | None, difference: Alter) -> AlterPartition
     return AlterPartitionPolicyOp(name, difference.changes, difference.existing, schema=schema)
 
 
-def _concurrently(operation: CreateIndexOp) -> Remark:
+def _half_done(index: str) -> Remark:
     return Remark(
-        f"PostgreSQL builds no index CONCURRENTLY on a partitioned table, so {operation.index_name} is built"
-        f" without, and {operation.table_name} cannot be written to meanwhile.",
-        "To avoid that, create it ON ONLY the table, CONCURRENTLY on each partition, and attach those with"
-        " ALTER INDEX ... ATTACH PARTITION.",
+        f"the index {index} is invalid, as not every partition has its part of it.",
+        "alembic-partitions repair builds what is lacking; so does op.create_partitioned_index() with the"
+        " index's own definition.",
     )
 
 

@@ -36,6 +36,8 @@ class Relation:
     primary_key: frozenset[str] = frozenset()
     has_partitions: bool = False
     declared: Mapping[str, Any] | None = None
+    #: Of which not every partition has its part.
+    invalid_indexes: frozenset[str] = frozenset()
 
     @property
     def policy(self) -> PartitionPolicy | None:

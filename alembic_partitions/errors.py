@@ -98,6 +98,15 @@ class PartitionPending(PartitionError):
     progress: str
 
 
+class IndexRefused(PartitionError, ValueError):
+    """Index {index} on {table}: {problem}. {remedy}"""
+
+    index: str
+    table: str
+    problem: str
+    remedy: str
+
+
 class RepairRangeError(PartitionError, ValueError):
     """The range to repair is wrong: {problem}. {remedy}"""
 

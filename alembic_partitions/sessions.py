@@ -77,6 +77,12 @@ def autocommit(connection: Connection) -> Iterator[None]:
         connection.execution_options(isolation_level=before or connection.default_isolation_level)
 
 
+def in_autocommit(connection: Connection) -> bool:
+    """Tell whether statements are committed one by one; the engine's own setting shows on the driver's
+    connection alone."""
+    return bool(getattr(connection.connection.dbapi_connection, "autocommit", False))
+
+
 @contextmanager
 def own_transactions(connection: Connection) -> Iterator[None]:
     """See to it that a transaction is one, and sees what others have just committed: in AUTOCOMMIT no
@@ -84,10 +90,8 @@ def own_transactions(connection: Connection) -> Iterator[None]:
 
     :param connection: not in a transaction.
     """
-    # The engine's own setting shows on the driver's connection alone.
-    raw = connection.connection.dbapi_connection
     before = connection.get_execution_options().get("isolation_level") or connection.default_isolation_level
-    before = "AUTOCOMMIT" if getattr(raw, "autocommit", False) else before
+    before = "AUTOCOMMIT" if in_autocommit(connection) else before
     connection.execution_options(isolation_level="READ COMMITTED")
     try:
         yield

@@ -5,8 +5,15 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
-from .belongings import read_belongings, read_ends
-from .children import read_family
+from .belongings import (
+    read_belongings,
+    read_ends,
+)
+from .children import (
+    family_of,
+    indexes_of,
+    read_family,
+)
 from .draining import (
     Leftover,
     copied_columns,
@@ -30,6 +37,12 @@ from .figures import (
     only_reading,
     partition_figures,
     recent_runs,
+)
+from .indexes import (
+    Level,
+    StandingIndex,
+    partition_levels,
+    standing_index,
 )
 from .reads import (
     Blocker,
@@ -56,18 +69,30 @@ from .reads import (
     utc_settings,
     with_partitions,
 )
-from .removal import Removable, count_rows, detach_state, read_removable
-from .tending import analyzed, cancel_upkeep
-from .values import key_type_of
+from .removal import (
+    Removable,
+    count_rows,
+    detach_state,
+    read_removable,
+)
+from .tending import (
+    analyzed,
+    cancel_upkeep,
+)
+from .values import (
+    key_type_of,
+)
 
 __all__ = [
     "Blocker",
     "Figures",
     "Leftover",
+    "Level",
     "Removable",
     "Rows",
     "Run",
     "Snapshot",
+    "StandingIndex",
     "TableKey",
     "analyzed",
     "blockers",
@@ -78,10 +103,12 @@ __all__ = [
     "counted_rows",
     "describe_table",
     "detach_state",
+    "family_of",
     "find_config",
     "has_rows",
     "holders",
     "holding_rows",
+    "indexes_of",
     "inherited_keys",
     "insert_triggers",
     "key_type_of",
@@ -92,6 +119,7 @@ __all__ = [
     "notice",
     "only_reading",
     "partition_figures",
+    "partition_levels",
     "partitioned_tables",
     "partitions_of",
     "read_belongings",
@@ -111,6 +139,7 @@ __all__ = [
     "see_all_rows",
     "shown_tables",
     "standing",
+    "standing_index",
     "stranded_windows",
     "utc_settings",
     "with_partitions",

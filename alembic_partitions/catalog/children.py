@@ -34,7 +34,7 @@ ORDER BY c.oid <> CAST(:parent AS oid), c.relname
 # The definition from USING on: what stands before it is written here as PostgreSQL does, names and all, so
 # that no name can be mistaken for it. search_path is pg_catalog, so every name has its schema.
 # pg_get_indexdef() waits for whoever has locked the partition, so it is asked only where an index of the
-# parent is invalid, and of those alone that may have to do with it.
+# parent is invalid, and of those alone that may have to do with it, unless told otherwise.
 _INDEXES = text("""
 SELECT d.*, CASE WHEN starts_with(d.definition, d.head) THEN substr(d.definition, length(d.head) + 1)
             END AS body
@@ -43,13 +43,15 @@ FROM (
            x.indisunique AS unique, x.indisvalid AND x.indisready AS valid, h.inhparent AS attached_to,
            k.conname AS constraint, k.contype::text AS constraint_kind,
            k.condeferrable AS deferrable, k.condeferred AS deferred,
-           CASE WHEN EXISTS (SELECT FROM pg_index p
-                             WHERE p.indrelid = CAST(:parent AS oid) AND NOT p.indisvalid)
-                     AND (h.inhparent IS NULL OR x.indrelid = CAST(:parent AS oid))
+           CASE WHEN CAST(:each AS boolean)
+                     OR EXISTS (SELECT FROM pg_index p
+                                WHERE p.indrelid = CAST(:parent AS oid) AND NOT p.indisvalid)
+                        AND (h.inhparent IS NULL OR x.indrelid = CAST(:parent AS oid))
                 THEN pg_get_indexdef(x.indexrelid) END AS definition,
            concat('CREATE ', CASE WHEN x.indisunique THEN 'UNIQUE ' END, 'INDEX ', quote_ident(i.relname),
                   ' ON ', CASE WHEN i.relkind = 'I' THEN 'ONLY ' END,
-                  quote_ident(m.nspname), '.', quote_ident(c.relname), ' ') AS head
+                  CASE WHEN m.oid = pg_my_temp_schema() THEN 'pg_temp' ELSE quote_ident(m.nspname) END,
+                  '.', quote_ident(c.relname), ' ') AS head
     FROM pg_index x
     JOIN pg_class i ON i.oid = x.indexrelid
     JOIN pg_namespace n ON n.oid = i.relnamespace
@@ -69,12 +71,25 @@ _FIELDS = [item.name for item in dataclasses.fields(Relation) if item.name != "i
 
 def read_family(connection: Connection, managed: ManagedTable) -> tuple[Relation, list[Relation]]:
     """Return a table and its partitions; under :func:`~alembic_partitions.catalog.see_all_rows`."""
-    rows = connection.execute(_RELATIONS, {"parent": managed.oid}).all()
+    assert managed.oid is not None
+    return family_of(connection, managed.oid)
+
+
+def family_of(connection: Connection, parent: int) -> tuple[Relation, list[Relation]]:
+    """Do the same for the table of that OID, managed or not."""
+    rows = connection.execute(_RELATIONS, {"parent": parent}).all()
     indexes: dict[int, list[Index]] = {row.oid: [] for row in rows}
-    for row in connection.execute(_INDEXES, {"parent": managed.oid, "relations": list(indexes)}):
+    wanted = {"parent": parent, "relations": list(indexes), "each": False}
+    for row in connection.execute(_INDEXES, wanted):
         indexes[row.relation].append(_index(row))
     relations = [_relation(row, tuple(indexes[row.oid])) for row in rows]
     return relations[0], relations[1:]
+
+
+def indexes_of(connection: Connection, relation: int) -> list[Index]:
+    """Return the indexes of one table, all with their definitions; under see_all_rows()."""
+    wanted = {"parent": relation, "relations": [relation], "each": True}
+    return [_index(row) for row in connection.execute(_INDEXES, wanted)]
 
 
 def _relation(row: Row[Any], indexes: tuple[Index, ...]) -> Relation:

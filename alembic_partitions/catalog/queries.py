@@ -186,6 +186,8 @@ SELECT n.nspname AS schema, c.relname AS name, pg_table_is_visible(c.oid) AS vis
        (SELECT json_agg(k.attname)::text FROM pg_constraint x
         JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY (x.conkey)
         WHERE x.conrelid = c.oid AND x.contype = 'p') AS primary_key,
+       (SELECT json_agg(i.relname)::text FROM pg_index x JOIN pg_class i ON i.oid = x.indexrelid
+        WHERE x.indrelid = c.oid AND NOT x.indisvalid) AS invalid_indexes,
        EXISTS (SELECT FROM pg_inherits i WHERE i.inhparent = c.oid) AS has_partitions
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace

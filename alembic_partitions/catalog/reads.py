@@ -335,6 +335,7 @@ def partitioned_tables(connection: Connection) -> dict[TableKey, Relation]:
             key=row.key,
             primary_key=frozenset(json.loads(row.primary_key or "[]")),
             has_partitions=row.has_partitions,
+            invalid_indexes=frozenset(json.loads(row.invalid_indexes or "[]")),
             declared=declared.get((row.schema, row.name)),
         )
         for row in connection.execute(queries.PARTITIONED)

@@ -11,7 +11,13 @@ from .children import (
     RebuildIndex,
     SecureRows,
 )
-from .configuration import as_json, columns_of, declare_policy, row_of, written
+from .configuration import (
+    as_json,
+    columns_of,
+    declare_policy,
+    row_of,
+    written,
+)
 from .draining import (
     MOVING,
     AddForeignKey,
@@ -22,7 +28,24 @@ from .draining import (
     Silence,
     Wake,
 )
-from .elements import DropTable, Element, LockAgainstAll, bound_literal, qualified, quote, text_literal
+from .elements import (
+    DropTable,
+    Element,
+    LockAgainstAll,
+    bound_literal,
+    qualified,
+    quote,
+    text_literal,
+)
+from .indexes import (
+    PROBE,
+    PROBE_SCHEMA,
+    CreateIndexOnly,
+    CreateIndexOnProbe,
+    CreateProbe,
+    DropPartitionedIndex,
+    indexed_table,
+)
 from .migrations import (
     CopyTraits,
     CreateUnseen,
@@ -50,7 +73,10 @@ from .partitions import (
     SetStatistics,
     partition_elements,
 )
-from .proving import SetStatementTimeout, TestRow
+from .proving import (
+    SetStatementTimeout,
+    TestRow,
+)
 from .removal import (
     ConfirmDetached,
     ConfirmPartition,
@@ -72,11 +98,19 @@ from .removal import (
     Rename,
     SetSchema,
 )
-from .tables import config_table, runs_table
-from .tending import Analyze, Vacuum
+from .tables import (
+    config_table,
+    runs_table,
+)
+from .tending import (
+    Analyze,
+    Vacuum,
+)
 
 __all__ = [
     "MOVING",
+    "PROBE",
+    "PROBE_SCHEMA",
     "AddForeignKey",
     "Analyze",
     "Attach",
@@ -91,7 +125,10 @@ __all__ = [
     "ConstrainByIndex",
     "CopyOut",
     "CopyTraits",
+    "CreateIndexOnProbe",
+    "CreateIndexOnly",
     "CreateLike",
+    "CreateProbe",
     "CreateUnseen",
     "Detach",
     "DetachForeign",
@@ -100,6 +137,7 @@ __all__ = [
     "DropIndex",
     "DropKey",
     "DropLeftCheck",
+    "DropPartitionedIndex",
     "DropProof",
     "DropTable",
     "Element",
@@ -145,6 +183,7 @@ __all__ = [
     "columns_of",
     "config_table",
     "declare_policy",
+    "indexed_table",
     "partition_elements",
     "qualified",
     "quote",

@@ -51,16 +51,20 @@ class ChangeReplicaIdentity(OfTable):
 
 @dataclass(eq=False)
 class BuildIndex(OfTable):
-    """CREATE INDEX CONCURRENTLY: readers and writers go on."""
+    """CREATE INDEX CONCURRENTLY: readers and writers go on; or ON ONLY, which builds nothing."""
 
     index: str
     #: As PostgreSQL writes it, from USING on.
     body: str
     unique: bool
+    #: For a partition that is partitioned itself.
+    only: bool = False
 
     def sql(self) -> str:
-        unique = "UNIQUE " if self.unique else ""
-        return f"CREATE {unique}INDEX CONCURRENTLY {quote(self.index)} ON {self.table} {self.body}"
+        how = "UNIQUE INDEX" if self.unique else "INDEX"
+        if self.only:
+            return f"CREATE {how} {quote(self.index)} ON ONLY {self.table} {self.body}"
+        return f"CREATE {how} CONCURRENTLY {quote(self.index)} ON {self.table} {self.body}"
 
 
 class RebuildIndex(OfTable):

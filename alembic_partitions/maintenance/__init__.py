@@ -1,13 +1,45 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
-from .ensuring import ensure, plan, with_free_names
-from .history import record
-from .looking import TableView, View, look, past_runs
-from .maintaining import Orders, maintain, plan_maintain
-from .repair_plans import RepairPlan
-from .repairing import Progress, plan_repair, repair
-from .reports import Report, TablePlan, TableResult
-from .restoring import plan_restoring, restore
+from .ensuring import (
+    ensure,
+    plan,
+    with_free_names,
+)
+from .history import (
+    record,
+)
+from .indexing import (
+    create_index,
+    drop_index,
+)
+from .looking import (
+    TableView,
+    View,
+    look,
+    past_runs,
+)
+from .maintaining import (
+    Orders,
+    maintain,
+    plan_maintain,
+)
+from .repair_plans import (
+    RepairPlan,
+)
+from .repairing import (
+    Progress,
+    plan_repair,
+    repair,
+)
+from .reports import (
+    Report,
+    TablePlan,
+    TableResult,
+)
+from .restoring import (
+    plan_restoring,
+    restore,
+)
 from .settings import (
     NOW_VARIABLE,
     SCHEMA_OPTION,
@@ -33,6 +65,8 @@ __all__ = [
     "clock",
     "config_home",
     "config_schema",
+    "create_index",
+    "drop_index",
     "ensure",
     "look",
     "maintain",

@@ -4,15 +4,19 @@ They send everything through the migration's own connection and transaction, and
 they would send. Importing this package registers them.
 """
 
+from .indexes import CONCURRENTLY, CreatePartitionedIndexOp, DropPartitionedIndexOp
 from .policies import AlterPartitionPolicyOp
 from .tables import CreatePartitionedTableOp, DropPartitionedTableOp
 from .windows import MOST_WINDOWS, CreatePartitionsOp, DropPartitionsOp
 
 __all__ = [
+    "CONCURRENTLY",
     "MOST_WINDOWS",
     "AlterPartitionPolicyOp",
+    "CreatePartitionedIndexOp",
     "CreatePartitionedTableOp",
     "CreatePartitionsOp",
+    "DropPartitionedIndexOp",
     "DropPartitionedTableOp",
     "DropPartitionsOp",
 ]

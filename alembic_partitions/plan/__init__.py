@@ -12,7 +12,16 @@ from .belongings import (
     Publication,
     Reader,
 )
-from .children import Constraint, Index, Mend, Mending, Relation, differences
+from .children import (
+    Constraint,
+    Index,
+    Mend,
+    Mending,
+    Relation,
+    differences,
+    index_mends,
+    index_name,
+)
 from .conversion import (
     CONVERTED_MARK,
     UNTIL_CHECK,
@@ -23,8 +32,18 @@ from .conversion import (
     names_of_conversion,
     plan_conversion,
 )
-from .horizon import plan_horizon, plan_rows, plan_windows, refused, windows_between
-from .obstacles import refuse_kind, refuse_loss, refuse_rows
+from .horizon import (
+    plan_horizon,
+    plan_rows,
+    plan_windows,
+    refused,
+    windows_between,
+)
+from .obstacles import (
+    refuse_kind,
+    refuse_loss,
+    refuse_rows,
+)
 from .removals import (
     ChangeFate,
     Detached,
@@ -59,8 +78,21 @@ from .repairing import (
     short_lived,
     windows_asked,
 )
-from .retention import is_healing, is_too_short, names_of, plan_restore, plan_retention
-from .runway import Runway, Stretch, instant_of, local, runway_of, uncovered
+from .retention import (
+    is_healing,
+    is_too_short,
+    names_of,
+    plan_restore,
+    plan_retention,
+)
+from .runway import (
+    Runway,
+    Stretch,
+    instant_of,
+    local,
+    runway_of,
+    uncovered,
+)
 from .values import (
     CONFIG_MARK,
     DETACHED_MARK,
@@ -151,6 +183,8 @@ __all__ = [
     "drains_of",
     "first_window",
     "in_order",
+    "index_mends",
+    "index_name",
     "instant_of",
     "is_healing",
     "is_too_short",

@@ -183,12 +183,23 @@ def _indexes(parent: Relation, child: Relation) -> Iterator[Mend | Finding]:
             yield Mend(Mending.REBUILD_INDEX, child, mine.name, of=wanted)
 
 
+def index_mends(wanted: Index, children: Sequence[Relation]) -> Iterator[Mend | Finding]:
+    """Yield what it takes that each partition has its part of one index, whoever made the partition."""
+    for child in children:
+        mine = next((index for index in child.indexes if index.attached_to == wanted.oid), None)
+        if child.kind != "f" and mine is None:
+            yield _missing(child, wanted, [index for index in child.indexes if index.attached_to is None])
+        elif mine is not None and not mine.valid and child.kind != "p":
+            yield Mend(Mending.REBUILD_INDEX, child, mine.name, of=wanted)
+
+
 def _missing(child: Relation, wanted: Index, free: list[Index]) -> Mend | Finding:
     if wanted.body is None or (wanted.constraint is not None and wanted.constraint.kind == "x"):
         told = f"{child} lacks the index of {wanted.name}, which cannot be built beside writers"
         return Finding(Refusal.BY_HAND, told)
     for index in free:
-        if index.valid and _equal(index, wanted):
+        # That of a partition which is partitioned itself becomes valid by and by.
+        if (index.valid or child.kind == "p") and _equal(index, wanted):
             free.remove(index)
             constrain = wanted.constraint is not None and index.constraint is None
             return Mend(Mending.ATTACH_INDEX, child, index.name, of=wanted, constrain=constrain)
