@@ -75,6 +75,19 @@ from .removal import (
     detach_state,
     read_removable,
 )
+from .splitting import (
+    Entries,
+    Progress,
+    others_with_snapshots,
+    read_entries,
+    read_key_ends,
+    read_progress,
+    read_split,
+    read_splittable,
+    split_sources,
+    unkeyed,
+    waiting_entries,
+)
 from .tending import (
     analyzed,
     cancel_upkeep,
@@ -143,4 +156,15 @@ __all__ = [
     "stranded_windows",
     "utc_settings",
     "with_partitions",
+    "Entries",
+    "Progress",
+    "others_with_snapshots",
+    "read_entries",
+    "read_key_ends",
+    "read_progress",
+    "read_split",
+    "read_splittable",
+    "split_sources",
+    "unkeyed",
+    "waiting_entries",
 ]

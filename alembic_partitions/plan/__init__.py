@@ -93,6 +93,19 @@ from .runway import (
     runway_of,
     uncovered,
 )
+from .splitting import (
+    SPLIT_GROUP_MARK,
+    SPLIT_HELPER_MARK,
+    SPLIT_MARK,
+    SPLITTING_MARK,
+    Group,
+    Identified,
+    Piece,
+    Split,
+    Splittable,
+    names_of_split,
+    plan_split,
+)
 from .values import (
     CONFIG_MARK,
     DETACHED_MARK,
@@ -212,4 +225,15 @@ __all__ = [
     "uncovered",
     "windows_asked",
     "windows_between",
+    "SPLIT_GROUP_MARK",
+    "SPLIT_HELPER_MARK",
+    "SPLIT_MARK",
+    "SPLITTING_MARK",
+    "Group",
+    "Identified",
+    "Piece",
+    "Split",
+    "Splittable",
+    "names_of_split",
+    "plan_split",
 ]
