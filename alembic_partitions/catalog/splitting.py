@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Text, cast, column, func, select, table, text
+from sqlalchemy import ColumnClause, Connection, Text, cast, column, func, select, table, text
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.engine import Row
 
@@ -134,8 +134,11 @@ WHERE c.oid = CAST(:oid AS oid)
 """)
 
 _KEYS_OF = text("""
-SELECT k.conrelid AS oid, k.conname AS name, k.convalidated AS validated
-FROM pg_constraint k WHERE k.conrelid = ANY (CAST(:oids AS oid[])) AND k.contype = 'f'
+SELECT c.relname AS relation, k.conname AS name, k.convalidated AS validated
+FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = :schema AND c.relname = ANY (CAST(:names AS text[])) AND k.contype = 'f'
 """)
 
 # Transactions that may have a snapshot of this database. Where this role may see that, those without one are
@@ -204,44 +207,57 @@ def read_splittable(connection: Connection, managed: ManagedTable, source: Parti
 
 
 def _problems(row: Row[Any], managed: ManagedTable, connection: Connection) -> Iterator[tuple[str, str]]:
-    version = (connection.dialect.server_version_info or (0,))[0]
-    if row.kind != "r" or row.access_method != "heap":
-        yield "it is no plain table", "Split the partitions below it, or replace it by a plain table"
-    if row.persistence != "p":
-        yield "it is UNLOGGED", "ALTER TABLE ... SET LOGGED"
-    if row.has_rules:
-        yield "it has rewrite rules, which would not follow", "Drop them"
-    if row.identity is None:
-        told = "it has no primary key, nor a unique index over columns that are NOT NULL, to tell rows by"
-        yield told, "Add one to the table, then split"
-    if row.hides_rows:
-        yield (
-            "row-level security may hide rows of it from this role",
-            "Split as a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile",
-        )
-    for key in json.loads(row.incoming or "[]"):
-        yield (
-            f"foreign key {key} refers to the table",
-            "Drop the foreign keys that refer to it, split, and add them again",
-        )
-    for name in json.loads(row.unproven or "[]"):
-        yield f"constraint {name} is NOT VALID", "VALIDATE CONSTRAINT first"
-    for name in json.loads(row.deferrable or "[]"):
-        yield f"constraint {name} is DEFERRABLE", "Add it again NOT DEFERRABLE"
-    for name in json.loads(row.own_triggers or "[]"):
-        told = f"trigger {name} stands on this partition alone, and windows would not have it"
-        yield told, "Create such triggers on the table itself, or drop them"
-    for name in json.loads(row.readers or "[]"):
-        yield f"{name} reads the partition itself", "Have such views read the table, or drop them"
-    for name in json.loads(row.publications or "[]"):
-        yield (
-            f"publication {name} would send the tables of a split, or their rows under new names",
-            "Take it out of the publication, or name the table alone there and SET"
-            " (publish_via_partition_root = true)",
-        )
-    if managed.traits.exclusions and int(version) < 18:
-        told = "an exclusion constraint would be built anew in every window while all wait"
-        yield told, "Drop it, split, and add it again"
+    version = int((connection.dialect.server_version_info or (0,))[0])
+    found = {
+        "no plain table": row.kind != "r" or row.access_method != "heap",
+        "unlogged": row.persistence != "p",
+        "rules": row.has_rules,
+        "nameless": row.identity is None,
+        "hidden": row.hides_rows,
+        "exclusion": managed.traits.exclusions and version < 18,
+    }
+    yield from (_OBSTACLES[name] for name, there in found.items() if there)
+    for name, (told, remedy) in _NAMED_OBSTACLES.items():
+        yield from ((told.format(one), remedy) for one in json.loads(row._mapping[name] or "[]"))
+
+
+_OBSTACLES = {
+    "no plain table": (
+        "it is no plain table",
+        "Split the partitions below it, or replace it by a plain table",
+    ),
+    "unlogged": ("it is UNLOGGED", "ALTER TABLE ... SET LOGGED"),
+    "rules": ("it has rewrite rules, which would not follow", "Drop them"),
+    "nameless": (
+        "it has no primary key, nor a unique index over columns that are NOT NULL, to tell rows by",
+        "Add one to the table, then split",
+    ),
+    "hidden": (
+        "row-level security may hide rows of it from this role",
+        "Split as a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile",
+    ),
+    "exclusion": (
+        "an exclusion constraint would be built anew in every window while all wait",
+        "Drop it, split, and add it again",
+    ),
+}
+_NAMED_OBSTACLES = {
+    "incoming": (
+        "foreign key {} refers to the table",
+        "Drop the foreign keys that refer to it, split, and add them again",
+    ),
+    "unproven": ("constraint {} is NOT VALID", "VALIDATE CONSTRAINT first"),
+    "deferrable": ("constraint {} is DEFERRABLE", "Add it again NOT DEFERRABLE"),
+    "own_triggers": (
+        "trigger {} stands on this partition alone, and windows would not have it",
+        "Create such triggers on the table itself, or drop them",
+    ),
+    "readers": ("{} reads the partition itself", "Have such views read the table, or drop them"),
+    "publications": (
+        "publication {} would send the tables of a split, or its windows under names of their own",
+        "Name the table alone in the publication and SET (publish_via_partition_root = true), or take it out",
+    ),
+}
 
 
 def read_key_ends(
@@ -254,7 +270,7 @@ def read_key_ends(
     """
     assert managed.policy is not None
     assert managed.key_type is not None
-    key: Any = column(managed.policy.key)
+    key = _column(managed.policy.key)
     rows = table(source.name, key, schema=source.schema)
     ends: list[KeyValue | None] = []
     wrong = []
@@ -264,6 +280,11 @@ def read_key_ends(
         if printed is not None and ends[-1] is None:
             wrong.append(f"a row has {printed} as {managed.policy.key!r}")
     return ends[0], ends[1], " and ".join(wrong)
+
+
+def bounds_as_printed(connection: Connection, managed: ManagedTable) -> dict[int, str]:
+    """Return the bounds of a table's partitions as PostgreSQL prints them, by OID."""
+    return {row.oid: row.bound for row in connection.execute(_BELOW, {"parents": [managed.oid]})}
 
 
 def split_sources(connection: Connection, parents: Collection[int]) -> dict[int, int]:
@@ -302,8 +323,10 @@ def read_split(connection: Connection, managed: ManagedTable) -> Split | None:
         found = connection.execute(_SOURCE, {"oid": told["oid"]}).one_or_none()
         is_swapped = found is None or (found.mark or "").startswith(SPLIT_MARK)
         schema, name = told["partition"]
+        kept_as = str(told["kept_as"])
         if found is not None:
             schema, name = found.schema, found.name
+            kept_as = name if is_swapped else kept_as
         part = Partition(int(told["oid"]), schema, name, None, None, bound=str(told["bound"]))
         groups = _groups(connection, managed, int(row.oid), is_swapped)
         facts = read_splittable(connection, managed, part) or Splittable()
@@ -312,7 +335,7 @@ def read_split(connection: Connection, managed: ManagedTable) -> Split | None:
         return Split(
             managed,
             part,
-            str(told["kept_as"]),
+            kept_as if found is not None else "",
             row.name,
             str(told["log"]),
             str(told["state"]),
@@ -363,6 +386,10 @@ def _qualified(schema: str, name: str) -> Any:
     return func.concat(func.quote_ident(cast(schema, Text)), ".", func.quote_ident(cast(name, Text)))
 
 
+def _column(name: str) -> ColumnClause[Any]:
+    return column(name)
+
+
 def read_progress(connection: Connection, schema: str, state: str, source: int) -> Progress | None:
     """Return how far a source is copied."""
     row = _state_row(connection, schema, state, source)
@@ -373,36 +400,36 @@ def read_progress(connection: Connection, schema: str, state: str, source: int) 
 
 def read_entries(connection: Connection, schema: str, log: str, key: str, limit: int) -> Entries:
     """Look at the oldest changes that wait, at most so many."""
-    entry, keys = column("alembic_partitions_entry"), column(key)
+    entry, keys = _column("alembic_partitions_entry"), _column(key)
     first = (
-        select(entry, keys)
+        select(entry.label("entry"), keys.label("key"))
         .select_from(table(log, entry, keys, schema=schema))
         .where(keys.is_not(None))
         .order_by(entry)
         .limit(limit)
         .subquery()
     )
-    entry, keys = first.c
-    ordered = [func.array_agg(aggregate_order_by(keys, way)) for way in (keys.asc(), keys.desc())]
+    ways = first.c.key.asc(), first.c.key.desc()
+    ordered = [func.array_agg(aggregate_order_by(first.c.key, way)) for way in ways]
     row = connection.execute(
-        select(func.count(), func.max(entry), *(cast(array[1], Text) for array in ordered))
+        select(func.count(), func.max(first.c.entry), *(cast(array[1], Text) for array in ordered))
     ).one()
     return Entries(row[0], row[1] or 0, row[2], row[3])
 
 
 def waiting_entries(connection: Connection, schema: str, log: str) -> int:
     """Estimate how many changes wait: from the first to the last of them."""
-    entry = column("alembic_partitions_entry")
+    entry = _column("alembic_partitions_entry")
     rows = table(log, entry, schema=schema)
     query = select(func.coalesce(func.max(entry) - func.min(entry) + 1, 0)).select_from(rows)
     return int(connection.scalar(query) or 0)
 
 
-def unkeyed(connection: Connection, oids: Sequence[int]) -> dict[int, dict[str, bool]]:
-    """Return the foreign keys of some tables: whether each is valid, by name."""
-    found: dict[int, dict[str, bool]] = {oid: {} for oid in oids}
-    for row in connection.execute(_KEYS_OF, {"oids": list(oids)}):
-        found[row.oid][row.name] = row.validated
+def keys_of(connection: Connection, schema: str, names: Sequence[str]) -> dict[str, dict[str, bool]]:
+    """Return the foreign keys of some tables, and whether each has been checked."""
+    found: dict[str, dict[str, bool]] = {}
+    for row in connection.execute(_KEYS_OF, {"schema": schema, "names": list(names)}):
+        found.setdefault(row.relation, {})[row.name] = row.validated
     return found
 
 

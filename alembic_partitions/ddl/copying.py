@@ -52,7 +52,9 @@ class Copying:
     log: Name
     state: Name
     key: str
+    #: What is written, and what is compared: generated columns, too.
     columns: tuple[str, ...]
+    compared: tuple[str, ...]
     identity: tuple[Identified, ...]
 
     @property
@@ -86,7 +88,7 @@ class OfCopying(Element):
         return qualified(*self.copying.origin)
 
     @property
-    def target(self) -> str:
+    def goal(self) -> str:
         return qualified(*self.copying.target)
 
     @property
@@ -98,7 +100,7 @@ class OfCopying(Element):
         return qualified(*self.copying.state)
 
     @property
-    def key(self) -> str:
+    def key_name(self) -> str:
         return str(quote(self.copying.key))
 
 
@@ -128,7 +130,9 @@ class CreateLog(OfCopying):
     """Make the log: types and collations are those of the columns."""
 
     def sql(self) -> str:
-        return f"CREATE TABLE {self.log} AS SELECT {self.copying.told_by} FROM ONLY {self.origin} WITH NO DATA"
+        return (
+            f"CREATE TABLE {self.log} AS SELECT {self.copying.told_by} FROM ONLY {self.origin} WITH NO DATA"
+        )
 
 
 class NumberLog(OfCopying):
@@ -279,9 +283,9 @@ class BeginAnew(OfCopying):
     def sql(self) -> str:
         return do_block(
             "BEGIN\n"
-            f"  IF EXISTS (SELECT FROM {self.log} WHERE {self.key} IS NULL) THEN\n"
-            f"    TRUNCATE {self.target};\n"
-            f"    DELETE FROM {self.log} WHERE {self.key} IS NULL;\n"
+            f"  IF EXISTS (SELECT FROM {self.log} WHERE {self.key_name} IS NULL) THEN\n"
+            f"    TRUNCATE {self.goal};\n"
+            f"    DELETE FROM {self.log} WHERE {self.key_name} IS NULL;\n"
             "  END IF;\n"
             f"  UPDATE {self.state} SET next_block = 0, rows = 0, verified = false,\n"
             f"    end_block = pg_relation_size({self.copying.origin_oid:d})"
@@ -293,29 +297,19 @@ class BeginAnew(OfCopying):
 
 @dataclass(eq=False)
 class CopyBlocks(OfCopying):
-    """Copy the rows of some blocks. One that is there already was changed since, and stays as the log says."""
+    """Copy the rows of some blocks, and note that. A row that is there already was changed since, and stays
+    as the log says. Touches no row where another run has gone on, or the origin is another file by now."""
 
     begin: int
     end: int
 
     def sql(self) -> str:
         return (
-            f"INSERT INTO {self.target} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
+            f"WITH copied AS (INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
             f" SELECT {self.copying.names} FROM ONLY {self.origin}"
             f" WHERE ctid >= '({self.begin:d},0)' AND ctid < '({self.end:d},0)' ON CONFLICT DO NOTHING"
-        )
-
-
-@dataclass(eq=False)
-class NoteBlocks(OfCopying):
-    """Note that some blocks are copied; touches no row where another run has gone on, or the file changed."""
-
-    begin: int
-    end: int
-
-    def sql(self) -> str:
-        return (
-            f"UPDATE {self.state} SET next_block = {self.end:d}"
+            f" RETURNING 1) UPDATE {self.state} SET next_block = {self.end:d},"
+            " rows = rows + (SELECT count(*) FROM copied)"
             f" WHERE source = {self.copying.origin_oid:d} AND next_block = {self.begin:d}"
             f" AND filenode = pg_relation_filenode({self.copying.origin_oid:d})"
         )
@@ -331,7 +325,7 @@ class OfEntries(OfCopying):
     high: str
 
     def entries(self, alias: str) -> str:
-        return f"{alias}{ENTRY} <= {self.last:d} AND {alias}{self.key} IS NOT NULL"
+        return f"{alias}{ENTRY} <= {self.last:d} AND {alias}{self.key_name} IS NOT NULL"
 
 
 class ForgetChanged(OfEntries):
@@ -339,9 +333,9 @@ class ForgetChanged(OfEntries):
 
     def sql(self) -> str:
         return (
-            f"DELETE FROM {self.target} AS c USING {self.log} AS l"
+            f"DELETE FROM {self.goal} AS c USING {self.log} AS l"
             f" WHERE {self.entries('l.')} AND {self.copying.same('c', 'l')}"
-            f" AND c.{self.key} BETWEEN {quoted_text(self.low)} AND {quoted_text(self.high)}"
+            f" AND c.{self.key_name} BETWEEN {quoted_text(self.low)} AND {quoted_text(self.high)}"
         )
 
 
@@ -351,7 +345,7 @@ class CopyChanged(OfEntries):
     def sql(self) -> str:
         selected = ", ".join(f"s.{quote(name)}" for name in self.copying.columns)
         return (
-            f"INSERT INTO {self.target} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
+            f"INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
             f" SELECT {selected} FROM (SELECT DISTINCT {self.copying.told_by} FROM {self.log}"
             f" WHERE {self.entries('')}) AS l JOIN ONLY {self.origin} AS s ON {self.copying.same('s', 'l')}"
             " ON CONFLICT DO NOTHING"
@@ -371,3 +365,38 @@ class NoteVerified(OfCopying):
 
     def sql(self) -> str:
         return f"UPDATE {self.state} SET verified = true WHERE source = {self.copying.origin_oid:d}"
+
+
+class OfDigest(OfCopying):
+    """Count rows and add up what they hash to, whatever their order; those that the log names are left out:
+    they are copied anew."""
+
+    def digest(self, relation: str, where: str = "") -> str:
+        compared = ", ".join(f"s.{quote(name)}" for name in self.copying.compared)
+        return (
+            f"SELECT count(*) AS rows, CAST(coalesce(sum(hashtextextended(CAST(ROW({compared}) AS text), 0)),"
+            f" 0) AS text) AS digest FROM {relation} AS s WHERE {where}NOT EXISTS"
+            f" (SELECT FROM {self.log} AS l WHERE l.{self.key_name} IS NOT NULL AND {self.copying.same('s', 'l')})"
+        )
+
+
+@dataclass(eq=False)
+class DigestBlocks(OfDigest):
+    """Of some blocks of the origin; without an end of all that follow."""
+
+    begin: int
+    end: int | None
+
+    def sql(self) -> str:
+        end = f"s.ctid < '({self.end:d},0)' AND " if self.end is not None else ""
+        return self.digest(f"ONLY {self.origin}", f"s.ctid >= '({self.begin:d},0)' AND {end}")
+
+
+@dataclass(eq=False)
+class DigestTable(OfDigest):
+    """Of one table of the copy."""
+
+    name: Name
+
+    def sql(self) -> str:
+        return self.digest(f"ONLY {qualified(*self.name)}")

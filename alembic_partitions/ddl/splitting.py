@@ -19,9 +19,7 @@ from .copying import WATCHING
 from .elements import Element, OfTable, bound_literal, do_block, qualified, quote, quoted_text
 from .removal import DropProof
 
-_CHANGED = (
-    "    RAISE EXCEPTION '%', {why} USING ERRCODE = 'object_not_in_prerequisite_state';\n  END IF;\n"
-)
+_CHANGED = "    RAISE EXCEPTION '%', {why} USING ERRCODE = 'object_not_in_prerequisite_state';\n  END IF;\n"
 
 
 def bound_of(lower: KeyValue | None, upper: KeyValue | None, key_type: KeyType) -> str:
@@ -158,10 +156,14 @@ class ValidateKey(OfTable):
 
 @dataclass(eq=False)
 class ConfirmSplit(OfSplit):
-    """Make sure that all is what it was when the split began, and, right before the swap, that the copy is
-    complete and nothing waits in the log."""
+    """Make sure that all is what it was when the split began.
 
-    finally_: bool = False
+    :param begun: look at the table and the triggers, too.
+    :param complete: right before the swap, the copy is complete and nothing waits in the log.
+    """
+
+    begun: bool = False
+    complete: bool = False
 
     def sql(self) -> str:
         split = self.split
@@ -178,14 +180,17 @@ class ConfirmSplit(OfSplit):
             f"      AND pg_get_expr(c.relpartbound, 0) = {quoted_text(split.source.bound)})\n"
             "  THEN\n" + _CHANGED.format(why=quoted_text("the partition is not what it was"))
         )
-        if self.finally_:
+        if self.begun:
             body += (
                 f"  IF told ->> 'shape' IS DISTINCT FROM {self.shape} THEN\n"
                 + _CHANGED.format(why=quoted_text("the table was altered"))
                 + f"  IF (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = {oid:d}\n"
                 f"      AND t.tgenabled = 'A' AND starts_with(t.tgname, {quoted_text(WATCHING)})) <> 2 THEN\n"
                 + _CHANGED.format(why=quoted_text("its triggers of the split were disabled or dropped"))
-                + f"  IF EXISTS (SELECT FROM {log}) OR NOT EXISTS (SELECT FROM {state} s\n"
+            )
+        if self.complete:
+            body += (
+                f"  IF EXISTS (SELECT FROM {log}) OR NOT EXISTS (SELECT FROM {state} s\n"
                 f"      WHERE s.source = {oid:d} AND s.next_block >= s.end_block\n"
                 "      AND s.filenode = pg_relation_filenode(s.source)) THEN\n"
                 + _CHANGED.format(why=quoted_text("the copy is not complete"))

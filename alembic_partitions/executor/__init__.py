@@ -9,6 +9,8 @@ from .converting import (
     run_step,
     table_to_be,
 )
+from .copying import PATIENCE as SPLIT_PATIENCE
+from .copying import Copier, Pace
 from .creating import (
     create_partition,
     render,
@@ -46,10 +48,20 @@ from .removing import (
 from .scripts import (
     removal_script,
 )
-from .statements import (
-    Batch,
-    Statement,
+from .split_script import split_steps
+from .splitting import (
+    SplitStep,
+    abort_batches,
+    clean_batch,
+    confirm_batch,
+    copying_of,
+    drop_old_batch,
+    key_batches,
+    prepare_batches,
+    promote_batch,
 )
+from .statements import Batch, Statement, apply
+from .swapping import compare, swap
 from .tending import (
     analyze_batch,
     tend,
@@ -57,26 +69,40 @@ from .tending import (
 )
 
 __all__ = [
+    "SPLIT_PATIENCE",
     "Batch",
     "Changed",
+    "Copier",
+    "Pace",
     "Proof",
+    "SplitStep",
     "Statement",
     "Step",
+    "abort_batches",
     "abort_steps",
     "analyze_batch",
+    "apply",
     "check_folder",
+    "clean_batch",
+    "compare",
+    "confirm_batch",
     "conversion_steps",
+    "copying_of",
     "create_partition",
     "detach",
     "drain",
     "drain_script",
     "drop_exported",
     "drop_index",
+    "drop_old_batch",
     "export",
+    "key_batches",
     "mend_batches",
     "mend_child",
     "our_tables",
     "place_index",
+    "prepare_batches",
+    "promote_batch",
     "proof_script",
     "prove",
     "removal_script",
@@ -85,6 +111,8 @@ __all__ = [
     "restore",
     "run_step",
     "script",
+    "split_steps",
+    "swap",
     "table_to_be",
     "tend",
     "took_too_long",

@@ -101,7 +101,7 @@ class Split:
 
     table: ManagedTable
     source: Partition
-    #: What the source is called once it has been split.
+    #: What the source is called once it has been split; empty once it is dropped.
     kept_as: str
     staging: str
     log: str
