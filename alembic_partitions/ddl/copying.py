@@ -163,33 +163,60 @@ class MarkHelper(Element):
         return f"COMMENT ON TABLE {qualified(*self.name)} IS {quoted_text(SPLIT_HELPER_MARK)}"
 
 
-class CreateWatcher(OfCopying):
-    """The trigger function: runs as the table's owner, so writers need no right on the log. Whether an
-    identity has changed is told by its bytes: its type may have an operator that is not in pg_catalog."""
+@dataclass(eq=False)
+class SetWatcher(OfCopying):
+    """The trigger function, which runs as the table's owner: writers need no right on what it writes to.
+
+    It writes down who was changed. ``in_step`` has it change the copy as well, in the writer's own
+    transaction, so that whoever sees the change in the one sees it in the other; and write down only what
+    could not be changed there, because the copy was not, or not yet, what it should be.
+    """
+
+    in_step: bool = False
 
     def sql(self) -> str:
-        told_by = [str(quote(column.name)) for column in self.copying.identity]
+        body = self._in_step() if self.in_step else self._logging()
+        # What the columns of a table call, its CHECKs for one, is found as in this session.
+        settings = "SET search_path FROM CURRENT SET plan_cache_mode = force_custom_plan"
+        return (
+            f"CREATE OR REPLACE FUNCTION {self.log}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
+            f" {settings} AS {dollar_quoted(body)}"
+        )
 
-        def values(row: str) -> str:
-            return ", ".join(f"{row}.{name}" for name in told_by)
-
-        def write(row: str) -> str:
-            return f"INSERT INTO {self.log} ({', '.join(told_by)}) VALUES ({values(row)});\n"
-
-        body = (
+    def _logging(self) -> str:
+        # Whether an identity has changed is told by its bytes: any operator might be a type's own.
+        same = f"ROW({self._identity('OLD')}), ROW({self._identity('NEW')})"
+        return (
             "BEGIN\n"
             f"  IF TG_OP = 'TRUNCATE' THEN\n    INSERT INTO {self.log} DEFAULT VALUES;\n"
-            f"  ELSIF TG_OP = 'INSERT' THEN\n    {write('NEW')}"
-            f"  ELSIF TG_OP = 'DELETE' THEN\n    {write('OLD')}"
-            f"  ELSE\n    {write('OLD')}"
-            f"    IF ROW({values('OLD')}) OPERATOR(pg_catalog.*<>) ROW({values('NEW')}) THEN\n"
-            f"      {write('NEW')}    END IF;\n"
+            f"  ELSIF TG_OP = 'INSERT' THEN\n    {self._write('NEW')}"
+            f"  ELSIF TG_OP = 'DELETE' THEN\n    {self._write('OLD')}"
+            f"  ELSE\n    {self._write('OLD')}"
+            f"    IF pg_catalog.record_image_ne({same}) THEN\n      {self._write('NEW')}    END IF;\n"
             "  END IF;\n  RETURN NULL;\n"
         )
+
+    def _in_step(self) -> str:
+        values = ", ".join(f"NEW.{quote(name)}" for name in self.copying.columns)
+        missed = "    GET DIAGNOSTICS count = ROW_COUNT;\n    IF count <> 1 THEN\n      {}    END IF;\n"
         return (
-            f"CREATE FUNCTION {self.log}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER"
-            f" SET search_path = pg_catalog AS {dollar_quoted(body)}"
+            "DECLARE count bigint;\nBEGIN\n"
+            f"  IF TG_OP = 'TRUNCATE' THEN\n    INSERT INTO {self.log} DEFAULT VALUES;\n    RETURN NULL;\n"
+            "  END IF;\n  IF TG_OP <> 'INSERT' THEN\n"
+            f"    DELETE FROM {self.goal} AS c WHERE {self.copying.same('c', 'OLD')};\n"
+            f"{missed.format(self._write('OLD'))}"
+            "  END IF;\n  IF TG_OP <> 'DELETE' THEN\n"
+            f"    INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE\n"
+            f"      VALUES ({values}) ON CONFLICT DO NOTHING;\n"
+            f"{missed.format(self._write('NEW'))}"
+            "  END IF;\n  RETURN NULL;\n"
         )
+
+    def _identity(self, row: str) -> str:
+        return ", ".join(f"{row}.{quote(column.name)}" for column in self.copying.identity)
+
+    def _write(self, row: str) -> str:
+        return f"INSERT INTO {self.log} ({self.copying.told_by}) VALUES ({self._identity(row)});\n"
 
 
 class CloseWatcher(OfCopying):
@@ -266,6 +293,13 @@ class BeginCopy(OfCopying):
             " / current_setting('block_size')::bigint,"
             f" pg_relation_filenode({self.copying.origin_oid:d})"
         )
+
+
+class StopWriters(OfCopying):
+    """Have nobody write to the origin until the transaction ends; reading goes on."""
+
+    def sql(self) -> str:
+        return f"LOCK TABLE ONLY {self.origin} IN SHARE ROW EXCLUSIVE MODE"
 
 
 @dataclass(eq=False)
@@ -373,10 +407,11 @@ class OfDigest(OfCopying):
 
     def digest(self, relation: str, where: str = "") -> str:
         compared = ", ".join(f"s.{quote(name)}" for name in self.copying.compared)
+        named = f"l.{self.key_name} IS NOT NULL AND {self.copying.same('s', 'l')}"
         return (
             f"SELECT count(*) AS rows, CAST(coalesce(sum(hashtextextended(CAST(ROW({compared}) AS text), 0)),"
             f" 0) AS text) AS digest FROM {relation} AS s WHERE {where}NOT EXISTS"
-            f" (SELECT FROM {self.log} AS l WHERE l.{self.key_name} IS NOT NULL AND {self.copying.same('s', 'l')})"
+            f" (SELECT FROM {self.log} AS l WHERE {named})"
         )
 
 

@@ -61,7 +61,7 @@ from .splitting import (
     promote_batch,
 )
 from .statements import Batch, Statement, apply
-from .swapping import compare, swap
+from .swapping import compare, swap, wait_for_older
 from .tending import (
     analyze_batch,
     tend,
@@ -118,4 +118,5 @@ __all__ = [
     "took_too_long",
     "tried_index",
     "vacuum_batch",
+    "wait_for_older",
 ]

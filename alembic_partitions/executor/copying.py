@@ -1,5 +1,9 @@
 """Tables copied beside readers and writers: block by block, then whatever a log says has changed.
 
+At the end the copy is kept in step: writers change it in the very transactions in which they change the
+origin. Then any snapshot sees the same in both, and a copy that has foreign keys keeps nobody from deleting
+what a row referred to that is deleted before.
+
 The engine knows an origin, a target, a log that triggers on the origin write, and a table that holds how far
 the copy has come: not what the rows are copied for. Each batch is one transaction, and the note of how far it
 came is part of it, so a run that is killed goes on where it was.
@@ -31,8 +35,11 @@ from .statements import Batch, Statement, insist, send, transaction
 PATIENCE = 30.0
 #: What it is answered with that a copy is not what it was taken for (object_not_in_prerequisite_state).
 CHANGED = "55000"
-#: Entries that may be left for the last transaction, which everybody waits for.
+#: Entries that may be left for a transaction that writers wait for, and how long its statements may take.
 FEW = 500
+STEP_TIMEOUT_MS = 5_000
+# Entries that one transaction works off: at least, and where writers are fast. It does not rest in between.
+_ENTRIES, _MOST_ENTRIES = 2_000, 50_000
 # Seconds after which writers are faster than the catching up if less has not been left in between.
 _OUTPACED = 120.0
 # Refused by what has changed in between: the next try sees it.
@@ -58,7 +65,7 @@ def watch_elements(copying: ddl.Copying, owner: str | None) -> list[ddl.Element 
     """
     locks = f"SHARE ROW EXCLUSIVE on {'.'.join(copying.origin)}: waits for its writers, and they for it"
     return [
-        ddl.CreateWatcher(copying),
+        ddl.SetWatcher(copying),
         ddl.CloseWatcher(copying),
         *([ddl.OwnWatcher(copying, owner)] if owner is not None else []),
         Statement(ddl.Watch(copying).sql(), locks),
@@ -95,6 +102,16 @@ def changed_elements(copying: ddl.Copying, entries: catalog.Entries) -> list[ddl
 def changed_batch(copying: ddl.Copying, entries: catalog.Entries) -> Batch:
     """Return the transaction that does so, beside writers."""
     return transaction(ddl.OneSnapshot(), ddl.Steady(by_index=True), *changed_elements(copying, entries))
+
+
+def step_batch(copying: ddl.Copying) -> Batch:
+    """Return the transaction from which on the copy is kept in step; the log is emptied before its last
+    statement."""
+    stop = Statement(
+        ddl.StopWriters(copying).sql(), f"SHARE ROW EXCLUSIVE on {'.'.join(copying.origin)}, for a moment"
+    )
+    bound = ddl.SetStatementTimeout(STEP_TIMEOUT_MS)
+    return transaction(ddl.Steady(by_index=True), bound, stop, ddl.SetWatcher(copying, in_step=True))
 
 
 @dataclass
@@ -177,10 +194,10 @@ class Copier:
 
         :raises SplitFailed: writers are faster.
         """
-        least, since, done = None, time.monotonic(), 0
+        least, since, done, limit = None, time.monotonic(), 0, max(self.pace.batch, _ENTRIES)
         while True:
-            found = self.changes(self.pace.batch)
-            if found <= min(few, self.pace.batch - 1):
+            found = self.changes(limit)
+            if found <= few:
                 return
             done += found
             with self.connection.begin():
@@ -188,12 +205,13 @@ class Copier:
             told(done, done + left)
             if least is None or left < least:
                 least, since = left, time.monotonic()
-            elif time.monotonic() - since > _OUTPACED:
+                continue
+            limit = min(2 * limit, _MOST_ENTRIES)
+            if time.monotonic() - since > _OUTPACED:
                 raise self.failed(
                     f"changes are made faster than they can be caught up with, and {left} wait",
                     "Run it again at a quieter hour",
                 )
-            self.rest()
 
     def changes(self, limit: int) -> int:
         """Bring the copy up to the oldest entries of the log; return how many there were."""
@@ -218,6 +236,31 @@ class Copier:
                     raise
                 pause(self.connection, 0.05)
         return self.insist(attempt)
+
+    def keep_in_step(self) -> None:
+        """Have writers change the copy themselves from now on; what the log still names is caught up with
+        while they wait."""
+        steps = step_batch(self.copying).statements
+
+        def attempt() -> int:
+            with self.connection.begin() as whole:
+                for statement in steps[:-1]:
+                    send(self.connection, statement)
+                found = self.entries(2 * FEW)
+                if found.count >= 2 * FEW:
+                    whole.rollback()
+                    return 0
+                changed = changed_elements(self.copying, found) if found.count else []
+                for statement in (*(Statement(e.sql()) for e in changed), steps[-1]):
+                    send(self.connection, statement)
+                return 1
+
+        while not self.insist(attempt):
+            self.catch_up()
+
+    def only_log(self) -> None:
+        """Have writers write down what they change, and no more; nobody waits for that."""
+        self.send(transaction(ddl.SetWatcher(self.copying)))
 
     def entries(self, limit: int) -> catalog.Entries:
         """Look at the oldest entries of the log; in a transaction."""

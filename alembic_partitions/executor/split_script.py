@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from alembic_partitions import catalog, ddl
 from alembic_partitions.plan import Split
 
-from .copying import blocks_batch, changed_batch, changed_elements
+from .copying import blocks_batch, changed_batch, changed_elements, step_batch
 from .splitting import (
     SplitStep,
     clean_batch,
@@ -28,8 +28,10 @@ def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: boo
         yield from prepare_batches(split, user)
     if not split.is_swapped:
         yield from _copied(split, batch, verify)
+        told = "from here on writers change the copy, too; what the log names by then is caught up with"
+        yield SplitStep(told, _step(split))
         yield from key_batches(split, {})
-        yield SplitStep("the swap; the entries of the log that wait are caught up with in it", _swap(split))
+        yield SplitStep("the swap, once older transactions have ended", _swap(split))
     for group in split.groups:
         yield SplitStep(f"the windows of {group.name} become partitions", promote_batch(split, group))
     if drop_old:
@@ -54,10 +56,15 @@ def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
         yield SplitStep("that is noted", transaction(ddl.NoteVerified(copying)))
 
 
+def _step(split: Split) -> Batch:
+    copying = copying_of(split)
+    *opening, last = step_batch(copying).statements
+    changed = (Statement(e.sql()) for e in changed_elements(copying, _entries(split)))
+    return Batch((*opening, *changed, last))
+
+
 def _swap(split: Split) -> Batch:
-    opening = swap_opening(split).statements
-    changed = (Statement(e.sql()) for e in changed_elements(copying_of(split), _entries(split)))
-    return Batch((*opening, *changed, *swap_elements(split)))
+    return Batch((*swap_opening(split).statements, *swap_elements(split)))
 
 
 def _entries(split: Split) -> catalog.Entries:

@@ -134,8 +134,8 @@ def confirm_batch(split: Split) -> Batch:
     return transaction(ddl.ConfirmSplit(split, begun=True))
 
 
-# -- foreign keys: a window gets them once its rows are there, or a copy that lags behind would keep writers
-# -- from deleting what it still refers to
+# -- foreign keys: windows get them once they are in step, or a copy that lags behind would keep writers from
+# -- deleting what it still refers to
 
 
 def key_batches(split: Split, has: Mapping[str, Mapping[str, bool]]) -> Iterator[SplitStep]:
@@ -168,7 +168,7 @@ def swap_opening(split: Split) -> Batch:
     source = ddl.LockAgainstAll(split.source.schema, split.source.name)
     return turn(
         split,
-        ddl.Steady(by_index=True),
+        ddl.Steady(),
         ddl.SetStatementTimeout(SWAP_TIMEOUT_MS),
         Statement(parent.sql(), f"ACCESS EXCLUSIVE on {split.table}, until the end of this transaction"),
         Statement(source.sql(), f"ACCESS EXCLUSIVE on {split.source.schema}.{split.source.name}"),
@@ -176,7 +176,7 @@ def swap_opening(split: Split) -> Batch:
 
 
 def swap_elements(split: Split) -> list[Statement]:
-    """Return how it goes on once the last changes are caught up with."""
+    """Return how it goes on if nothing is left to catch up with."""
     copying, source = copying_of(split), split.source
     parent = ddl.qualified(split.schema, split.table.name)
     staging = ddl.qualified(split.schema, split.staging)

@@ -1,7 +1,8 @@
 """The moment in which a partition gives way to its windows: when it may be, and the proof before it.
 
 A transaction at REPEATABLE READ whose snapshot is older than the copy would not see the copied rows. So the
-swap waits for those that were open when all had been caught up with, before it keeps anybody waiting itself.
+swap waits for those that were open when the copy came into step, before it keeps anybody waiting itself; what
+has changed since then was changed in both by the same transactions.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from alembic_partitions.errors import LockNotAvailable, SplitFailed, WorkFailed
 from alembic_partitions.plan import Split
 from alembic_partitions.sessions import pause
 
-from .copying import CHANGED, FEW, Copier, Told, changed_elements
+from .copying import CHANGED, Copier, Told
 from .splitting import swap_elements, swap_opening
-from .statements import TRY_AGAIN, Statement, send, transaction
+from .statements import TRY_AGAIN, send, transaction
 
 #: Seconds that the swap is tried for in one run.
 PATIENCE = 30.0
@@ -95,60 +96,86 @@ def _digest(connection: Connection, element: ddl.Element) -> Digest:
     return Digest(int(rows), int(checksum))
 
 
+def wait_for_older(copier: Copier, patience: float | None = None) -> None:
+    """Wait for the transactions that may have a snapshot by now, so that all those that are to come see what
+    has been copied.
+
+    :raises LockNotAvailable: one does not end.
+    """
+    connection = copier.connection
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+    wait = _FIRST_PAUSE
+    with connection.begin():
+        older = set(catalog.others_with_snapshots(connection, LOCK_HOLDERS))
+    while older:
+        pause(connection, wait)
+        wait = min(wait * 2, _LONGEST_PAUSE)
+        with connection.begin():
+            others = catalog.others_with_snapshots(connection, LOCK_HOLDERS)
+        older &= set(others)
+        if older and time.monotonic() > deadline:
+            told = "; ".join(others[one] for one in sorted(older))
+            told += " is in a transaction that began before all rows were copied, and might miss some"
+            raise LockNotAvailable(table=copier.table, reason=told)
+
+
 def swap(copier: Copier, split: Split) -> None:
-    """Put the windows in the place of the partition.
+    """Put the windows in the place of the partition; the copy is in step.
 
     :raises LockNotAvailable: others did not let it in time; the next run goes on from here.
     :raises SplitFailed: what is there is not what it was.
     """
     connection = copier.connection
     deadline, wait = time.monotonic() + PATIENCE, _FIRST_PAUSE
-    copier.catch_up()
-    with connection.begin():
-        older = set(catalog.others_with_snapshots(connection, LOCK_HOLDERS))
+    wait_for_older(copier)
     while True:
-        copier.catch_up()
-        with connection.begin():
-            open_ = catalog.others_with_snapshots(connection, LOCK_HOLDERS)
-        older &= set(open_)
-        told = "; ".join(f"{open_[one]} has been in a transaction for long" for one in sorted(older))
-        if not older:
-            try:
-                if _attempt(copier, split):
-                    return
-                told = "too many changes at once"
-            except DBAPIError as error:
-                code = sqlstate(error)
-                if code == CHANGED and not copier.progress().is_copied:
-                    copier.copy(split.facts.rows)
-                elif code == CHANGED:
-                    raise SplitFailed(
-                        table=copier.table,
-                        problem=reason(error),
-                        remedy="Abort it with --abort, and begin anew",
-                    ) from error
-                elif code not in TRY_AGAIN:
-                    raise WorkFailed(table=copier.table, what="the swap", reason=reason(error)) from error
-                told = _holders(connection, split) or reason(error)
+        told = "some changes could not be made in the copy at once"
+        try:
+            if _attempt(copier, split):
+                return
+        except DBAPIError as error:
+            code = sqlstate(error)
+            if code == CHANGED and copier.progress().is_copied:
+                raise SplitFailed(
+                    table=copier.table,
+                    problem=reason(error),
+                    remedy="Abort it with --abort, and begin anew",
+                ) from error
+            if code not in (*TRY_AGAIN, CHANGED):
+                raise WorkFailed(table=copier.table, what="the swap", reason=reason(error)) from error
+            told = _holders(connection, split) or reason(error)
         if time.monotonic() + wait > deadline:
             raise LockNotAvailable(table=copier.table, reason=told)
         pause(connection, random.uniform(wait / 2, wait))
         wait = min(wait * 2, _LONGEST_PAUSE)
+        if _renewed(copier, split):
+            wait_for_older(copier, max(deadline - time.monotonic(), 0))
 
 
 def _attempt(copier: Copier, split: Split) -> bool:
-    """Swap, unless more has changed than everybody can wait for."""
+    """Swap, unless something is left to catch up with."""
     connection = copier.connection
     with connection.begin() as whole:
         for statement in swap_opening(split).statements:
             send(connection, statement)
-        found = copier.entries(2 * FEW)
-        if found.count >= 2 * FEW:
+        if copier.entries(1).count:
             whole.rollback()
             return False
-        changed = changed_elements(copier.copying, found) if found.count else []
-        for statement in (*(Statement(e.sql()) for e in changed), *swap_elements(split)):
+        for statement in swap_elements(split):
             send(connection, statement)
+    return True
+
+
+def _renewed(copier: Copier, split: Split) -> bool:
+    """Bring the copy in step again where it is not; tell whether that was so."""
+    connection = copier.connection
+    if not copier.progress().is_copied:
+        copier.copy(split.facts.rows)
+    else:
+        with connection.begin():
+            if not copier.entries(1).count:
+                return False
+    copier.keep_in_step()
     return True
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
@@ -304,7 +305,7 @@ class _Work:
         if found is None:
             found = self._prepare()
         if not found.is_swapped:
-            self._swap(self._copied(found))
+            self._in_step(found, self._copied(found))
             again = self._read()
             if again is None:
                 raise NoPartitionError(name=str(found.source.name))
@@ -334,10 +335,11 @@ class _Work:
         what = f"splitting {found.source.name}"
         return executor.Copier(self.connection, executor.copying_of(found), what, str(self.table), self.pace)
 
-    def _copied(self, found: Split) -> Split:
-        """Copy all rows, compare them, and give them their foreign keys."""
+    def _copied(self, found: Split) -> executor.Copier:
+        """Copy all rows, and compare them."""
         copier = self._copier(found)
         copier.confirm(executor.confirm_batch(found))
+        copier.only_log()
         copier.copy(found.facts.rows, self._told("blocks copied"))
         copier.catch_up(told=self._told("changes caught up with"))
         if self.verify:
@@ -346,12 +348,24 @@ class _Work:
             self.moved = compared.rows
         else:
             self.moved = copier.progress().rows
-        copier.catch_up(told=self._told("changes caught up with"))
         self._analyze(found)
-        for step in list(executor.key_batches(found, self._keys(found))):
-            _send(self.connection, found, step)
-            copier.catch_up()
-        return found
+        copier.catch_up(told=self._told("changes caught up with"))
+        return copier
+
+    def _in_step(self, found: Split, copier: executor.Copier) -> None:
+        """Have the copy kept in step, and swap it; where that cannot be had now, writers are relieved."""
+        executor.wait_for_older(copier)  # of whom one may take long: before it is a burden to writers
+        copier.catch_up()
+        copier.keep_in_step()
+        try:
+            for step in list(executor.key_batches(found, self._keys(found))):
+                _send(self.connection, found, step)
+            with one_run(self.connection.engine, self.snapshot.config_schema):
+                executor.swap(copier, found)
+        except (PartitionError, DBAPIError):
+            with suppress(PartitionError, DBAPIError):
+                copier.only_log()
+            raise
 
     def _analyze(self, found: Split) -> None:
         """Nobody reads them yet, so this is the time; autovacuum would come late."""
@@ -366,10 +380,6 @@ class _Work:
     def _keys(self, found: Split) -> dict[str, dict[str, bool]]:
         with self.connection.begin():
             return catalog.keys_of(self.connection, found.schema, [piece.name for piece in found.pieces])
-
-    def _swap(self, found: Split) -> None:
-        with one_run(self.connection.engine, self.snapshot.config_schema):
-            executor.swap(self._copier(found), found)
 
     def _finish(self, found: Split) -> None:
         """Make the windows partitions of the table itself, and clean up."""

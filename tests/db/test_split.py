@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+import time
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
-from sqlalchemy import Engine
+from sqlalchemy import Engine, NullPool, create_engine
 
 from alembic_partitions import PartitionPolicy, maintenance
-from alembic_partitions.maintenance import splitting
-from tests.tables import NOW, columns, declare, instants, partitions, policy, quote, rows, run, scalar
+from tests.databases import Database
+from tests.ledger import LEVELS, Writer, at_work, differences, keep_ledger
+from tests.tables import NOW, declare, partitions, policy, quote, rows, run, scalar
 
 
 def wide(
@@ -90,3 +90,18 @@ def test_a_partition_gives_way_to_its_windows(engine: Engine) -> None:
         f"odds_2026_0{month}_{day}" for month, day in [(3, 31), (4, "01"), (4, "02"), (4, "03"), (4, "04")]
     )
     assert left_over(engine) == []
+
+
+def test_what_is_written_meanwhile_is_kept(engine: Engine, database: Database) -> None:
+    wide(engine, per_day=600)
+    keep_ledger(engine)
+    crowd = create_engine(database.url, poolclass=NullPool)
+    writers = [Writer(crowd, LEVELS[n % 3], n, "2026-04-04 12:00+00") for n in range(6)]
+    with at_work(writers):
+        time.sleep(0.3)
+        result = split(engine, batch=150, pause=0.01)
+        time.sleep(0.3)
+    assert result.error is None, result.error
+    assert differences(engine) == []
+    assert left_over(engine) == []
+    print(result, [w.changes for w in writers], max(w.longest for w in writers))
