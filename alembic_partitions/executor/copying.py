@@ -29,7 +29,7 @@ from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import SplitFailed, WorkFailed
 from alembic_partitions.sessions import pause
 
-from .statements import Batch, Statement, insist, send, transaction
+from .statements import LOCK_TIMEOUT_MS, Batch, Statement, insist, send, transaction
 
 #: Seconds that the locks of one batch are tried for.
 PATIENCE = 30.0
@@ -52,10 +52,11 @@ Told = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How fast to go: rows of a batch, and seconds to rest after each."""
+    """How fast to go: rows of a batch, seconds to rest after each, longest wait that others feel."""
 
     batch: int = 10_000
     rest: float = 0.0
+    wait_ms: int = LOCK_TIMEOUT_MS
 
 
 def watch_elements(copying: ddl.Copying, owner: str | None) -> list[ddl.Element | Statement]:
@@ -104,14 +105,15 @@ def changed_batch(copying: ddl.Copying, entries: catalog.Entries) -> Batch:
     return transaction(ddl.OneSnapshot(), ddl.Steady(by_index=True), *changed_elements(copying, entries))
 
 
-def step_batch(copying: ddl.Copying) -> Batch:
+def step_batch(copying: ddl.Copying, wait_ms: int) -> Batch:
     """Return the transaction from which on the copy is kept in step; the log is emptied before its last
     statement."""
     stop = Statement(
         ddl.StopWriters(copying).sql(), f"SHARE ROW EXCLUSIVE on {'.'.join(copying.origin)}, for a moment"
     )
     bound = ddl.SetStatementTimeout(STEP_TIMEOUT_MS)
-    return transaction(ddl.Steady(by_index=True), bound, stop, ddl.SetWatcher(copying, in_step=True))
+    last = ddl.SetWatcher(copying, in_step=True)
+    return transaction(ddl.Steady(by_index=True), bound, stop, last, lock_timeout_ms=wait_ms)
 
 
 @dataclass
@@ -240,7 +242,7 @@ class Copier:
     def keep_in_step(self) -> None:
         """Have writers change the copy themselves from now on; what the log still names is caught up with
         while they wait."""
-        steps = step_batch(self.copying).statements
+        steps = step_batch(self.copying, self.pace.wait_ms).statements
 
         def attempt() -> int:
             with self.connection.begin() as whole:

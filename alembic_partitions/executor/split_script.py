@@ -58,7 +58,7 @@ def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
 
 def _step(split: Split) -> Batch:
     copying = copying_of(split)
-    *opening, last = step_batch(copying).statements
+    *opening, last = step_batch(copying, split.wait_ms).statements
     changed = (Statement(e.sql()) for e in changed_elements(copying, _entries(split)))
     return Batch((*opening, *changed, last))
 

@@ -16,7 +16,7 @@ from alembic_partitions.plan import CreatePartition, Group, How, ManagedTable, P
 
 from . import copying as engine
 from .creating import TURN_TIMEOUT_MS
-from .statements import LOCK_TIMEOUT_MS, Batch, Statement, transaction
+from .statements import Batch, Statement, transaction
 
 #: Longest statement of a transaction that keeps everybody out; each takes milliseconds.
 SWAP_TIMEOUT_MS = 5_000
@@ -52,7 +52,7 @@ def copying_of(split: Split) -> ddl.Copying:
 def turn(split: Split, *elements: ddl.Element | Statement) -> Batch:
     """Return a transaction that begins when nobody else makes or removes partitions of the table."""
     assert split.table.oid is not None
-    opening = [ddl.LockParent(split.table.oid), ddl.SetLockTimeout(LOCK_TIMEOUT_MS)]
+    opening = [ddl.LockParent(split.table.oid), ddl.SetLockTimeout(split.wait_ms)]
     return transaction(*opening, *elements, lock_timeout_ms=TURN_TIMEOUT_MS)
 
 

@@ -75,6 +75,7 @@ def plan_split(
     batch: int = 10_000,
     drop_old: bool = False,
     verify: bool = True,
+    lock_timeout: float = 0.04,
 ) -> SplitPlan:
     """Return what :func:`split` would do now; nothing is changed. Raises as it does."""
     _refuse_unproven(table, drop_old, verify)
@@ -84,6 +85,7 @@ def plan_split(
     found = _under_way(connection, managed, partition)
     if found is None or not (found.is_swapped or found.is_watched):
         found = _planned(connection, managed, partition)
+    found = dataclasses.replace(found, wait_ms=_milliseconds(lock_timeout))
     return SplitPlan(found, snapshot.user, batch, drop_old, verify)
 
 
@@ -97,6 +99,7 @@ def split(
     pause: float = 0.0,
     drop_old: bool = False,
     verify: bool = True,
+    lock_timeout: float = 0.04,
     progress: Progress | None = None,
 ) -> Report:
     """Split a partition into its windows. A run that was cut off is gone on with.
@@ -112,6 +115,8 @@ def split(
     :param pause: seconds to rest after each.
     :param drop_old: drop what has been split once all is done; it must have been verified.
     :param verify: compare the copy with its origin before they are swapped: by count and checksum.
+    :param lock_timeout: seconds that others may have to wait at a time, where the swap waits for those who
+        use the table; beside transactions that are longer it needs more.
     :raises NotManagedError: the table is not managed.
     :raises NoPartitionError: there is no such partition.
     :raises SplitRefused: it would lose something, or there is nothing to split; nothing was changed.
@@ -130,7 +135,7 @@ def split(
                 managed,
                 snapshot,
                 partition,
-                Pace(batch, pause),
+                Pace(batch, pause, _milliseconds(lock_timeout)),
                 drop_old,
                 verify,
                 progress or (lambda *told: None),
@@ -161,6 +166,10 @@ def abort_split(connection: Connection, *, table: str, schema: str | None = None
             report = Report((TableResult(str(managed), findings=("the split was taken back",)),))
             record(connection, snapshot, "split", report)
     return report
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(round(seconds * 1000), 1)
 
 
 def _refuse_unproven(table: str, drop_old: bool, verify: bool) -> None:
@@ -298,7 +307,8 @@ class _Work:
         )
 
     def _run(self) -> None:
-        found = _under_way(self.connection, self.table, self.partition)
+        _under_way(self.connection, self.table, self.partition)
+        found = self._read()
         if found is not None and not (found.is_swapped or found.is_watched):
             _abort(self.connection, found)  # nothing is in it yet
             found = None
@@ -314,6 +324,7 @@ class _Work:
 
     def _prepare(self) -> Split:
         planned = _planned(self.connection, self.table, self.partition)
+        planned = dataclasses.replace(planned, wait_ms=self.pace.wait_ms)
         self.findings += planned.facts.notes
         steps = list(executor.prepare_batches(planned, self.snapshot.user))
         for number, step in enumerate(steps, start=1):
@@ -326,7 +337,8 @@ class _Work:
     def _read(self) -> Split | None:
         with self.connection.begin():
             catalog.see_all_rows(self.connection)
-            return catalog.read_split(self.connection, self.table)
+            found = catalog.read_split(self.connection, self.table)
+        return found and dataclasses.replace(found, wait_ms=self.pace.wait_ms)
 
     def _told(self, unit: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(str(self.table), unit, done, total)
@@ -339,10 +351,9 @@ class _Work:
         """Copy all rows, and compare them."""
         copier = self._copier(found)
         copier.confirm(executor.confirm_batch(found))
-        copier.only_log()
         copier.copy(found.facts.rows, self._told("blocks copied"))
         copier.catch_up(told=self._told("changes caught up with"))
-        if self.verify:
+        if self.verify and not copier.progress().verified:
             compared = executor.compare(copier, found, self._told("steps of comparison"))
             self.proof = f"{compared}, in and out"
             self.moved = compared.rows
@@ -363,8 +374,11 @@ class _Work:
             with one_run(self.connection.engine, self.snapshot.config_schema):
                 executor.swap(copier, found)
         except (PartitionError, DBAPIError):
-            with suppress(PartitionError, DBAPIError):
-                copier.only_log()
+            # With its foreign keys a copy that lags behind would keep writers from deleting what a row that
+            # they have deleted referred to, so it stays in step then.
+            if not found.facts.foreign_keys:
+                with suppress(PartitionError, DBAPIError):
+                    copier.only_log()
             raise
 
     def _analyze(self, found: Split) -> None:

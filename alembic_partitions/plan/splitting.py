@@ -114,6 +114,8 @@ class Split:
     is_watched: bool = False
     #: The source is a partition of the table.
     is_attached: bool = True
+    #: Longest wait for a lock that others queue behind.
+    wait_ms: int = 40
 
     @property
     def pieces(self) -> Iterator[Piece]:
