@@ -58,10 +58,9 @@ from .splitting import (
     drop_old_batch,
     key_batches,
     prepare_batches,
-    promote_batch,
 )
 from .statements import Batch, Statement, apply
-from .swapping import compare, swap, wait_for_older
+from .swapping import compare, promote, swap, wait_for_older
 from .tending import (
     analyze_batch,
     tend,
@@ -102,7 +101,7 @@ __all__ = [
     "our_tables",
     "place_index",
     "prepare_batches",
-    "promote_batch",
+    "promote",
     "proof_script",
     "prove",
     "removal_script",
