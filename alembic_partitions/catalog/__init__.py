@@ -88,6 +88,7 @@ from .splitting import (
     read_splittable,
     split_sources,
     waiting_entries,
+    with_splits,
 )
 from .tending import (
     analyzed,
@@ -169,4 +170,5 @@ __all__ = [
     "utc_settings",
     "waiting_entries",
     "with_partitions",
+    "with_splits",
 ]

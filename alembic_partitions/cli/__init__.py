@@ -4,7 +4,7 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import keeping, looking, maintaining, migrating, repairing, showing
+from . import keeping, looking, maintaining, migrating, repairing, showing, splitting
 from .door import (
     CHECK_CRITICAL,
     CHECK_OK,
@@ -33,4 +33,5 @@ __all__ = [
     "migrating",
     "repairing",
     "showing",
+    "splitting",
 ]

@@ -32,7 +32,7 @@ from .conversion import (
     names_of_conversion,
     plan_conversion,
 )
-from .horizon import (
+from .horizon import is_off_grid, (
     plan_horizon,
     plan_rows,
     plan_windows,
@@ -205,6 +205,7 @@ __all__ = [
     "drains_of",
     "first_window",
     "in_order",
+    "is_off_grid",
     "index_mends",
     "index_name",
     "instant_of",
