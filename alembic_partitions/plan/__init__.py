@@ -32,7 +32,8 @@ from .conversion import (
     names_of_conversion,
     plan_conversion,
 )
-from .horizon import is_off_grid, (
+from .horizon import (
+    is_off_grid,
     plan_horizon,
     plan_rows,
     plan_windows,
@@ -205,11 +206,11 @@ __all__ = [
     "drains_of",
     "first_window",
     "in_order",
-    "is_off_grid",
     "index_mends",
     "index_name",
     "instant_of",
     "is_healing",
+    "is_off_grid",
     "is_too_short",
     "left_index",
     "limits",
