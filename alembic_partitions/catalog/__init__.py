@@ -7,6 +7,7 @@ stretch of somebody else's.
 
 from .belongings import (
     read_belongings,
+    read_children,
     read_ends,
 )
 from .children import (
@@ -123,6 +124,7 @@ __all__ = [
     "partitioned_tables",
     "partitions_of",
     "read_belongings",
+    "read_children",
     "read_ends",
     "read_family",
     "read_key",

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Row
 from alembic_partitions.periods import KeyType
 from alembic_partitions.plan import (
     Belongings,
+    Child,
     Ends,
     OwnCheck,
     OwnColumn,
@@ -34,6 +35,7 @@ from alembic_partitions.plan import (
     Reader,
 )
 
+from .draining import has_rows
 from .values import value_of
 
 _TABLE = text("""
@@ -95,7 +97,9 @@ SELECT n.nspname AS schema, i.relname AS name, x.indisunique AS unique,
        k.contype::text AS kind, pg_get_constraintdef(k.oid) AS definition,
        coalesce(k.condeferrable, false) AS deferrable, coalesce(k.condeferred, false) AS deferred,
        obj_description(x.indexrelid, 'pg_class') AS comment, obj_description(k.oid, 'pg_constraint') AS told,
-       (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = i.reltablespace) AS tablespace
+       (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = i.reltablespace) AS tablespace,
+       (SELECT p.relname FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent
+        WHERE h.inhrelid = x.indexrelid) AS parent
 FROM pg_index x
 JOIN pg_class i ON i.oid = x.indexrelid
 JOIN pg_namespace n ON n.oid = i.relnamespace
@@ -206,6 +210,15 @@ ORDER BY 1
 """)
 
 
+_CHILDREN = text("""
+SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+       obj_description(c.oid, 'pg_class') AS mark
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.inhparent = CAST(:oid AS oid)
+ORDER BY c.relname
+""")
+
+
 def read_belongings(connection: Connection, schema: str, name: str) -> Belongings | None:
     """Return a relation with everything that hangs on it, ``None`` where there is none; under
     :func:`~alembic_partitions.catalog.see_all_rows`, so that every name is written with its schema."""
@@ -295,3 +308,12 @@ def read_ends(connection: Connection, of: Belongings, key: str, key_type: KeyTyp
         return Ends(has_null=has_null)
     oldest, newest = (value_of(text, key_type) for text in (printed[0], printed[1]))
     return Ends(oldest, newest, printed, has_null, endless=oldest is None or newest is None)
+
+
+def read_children(connection: Connection, of: Belongings) -> list[Child]:
+    """Return the partitions of a table, and which of them hold rows; under
+    :func:`~alembic_partitions.catalog.see_all_rows`."""
+    return [
+        Child(**row._mapping, has_rows=has_rows(connection, row.schema, row.name))
+        for row in connection.execute(_CHILDREN, {"oid": of.oid}).all()
+    ]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Container
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from alembic_partitions import catalog, ddl, executor, maintenance
 from alembic_partitions.declare import Door, ensure_our_tables
-from alembic_partitions.errors import ConversionRefused, NoTableError, WindowRangeError, WorkFailed
-from alembic_partitions.executor.statements import remark, script
+from alembic_partitions.errors import ConversionRefused, WindowRangeError, WorkFailed
 from alembic_partitions.locks import one_conversion
 from alembic_partitions.maintenance import Report, TableResult
 from alembic_partitions.periods import KeyValue, Window
@@ -30,32 +29,10 @@ from alembic_partitions.plan import (
 from alembic_partitions.policy import PartitionPolicy
 from alembic_partitions.sessions import own_transactions
 
-#: Told of each step when it begins.
-Told = Callable[[str], None]
+from .reading import MOST_LOOKS, ConversionPlan, Told, door_to, long_holders, read, refuse_blocked
 
 #: Windows that are made in the swap itself; the rest of the horizon follows in transactions of its own.
 FIRST_WINDOWS = 2
-#: Seconds after which a transaction that holds the table counts as one that will go on holding it.
-LONG = 60.0
-# Somebody else alters the table between our looks, each time anew: then we give up.
-_MOST_LOOKS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ConversionPlan:
-    """What is left to do to convert one table; no steps where it is done."""
-
-    table: str
-    steps: tuple[executor.Step, ...] = ()
-    notes: tuple[str, ...] = ()
-    #: Who holds the table longer than the swap would wait.
-    blockers: tuple[str, ...] = ()
-    conversion: Conversion | None = field(default=None, repr=False)
-
-    def sql(self) -> str:
-        """Return the script: byte for byte what :func:`convert` would send."""
-        said = "".join(f"{remark(note)}\n" for note in (*self.notes, *self.blockers))
-        return said + "".join(script([step.batch], step.title) for step in self.steps)
 
 
 def plan_convert(
@@ -126,13 +103,13 @@ def _convert(connection: Connection, task: _Task, told: Told) -> Report:
             if task.is_done():
                 break
             planned = task.plan()
-        _refuse_blocked(planned)
+        refuse_blocked(planned)
         notes = planned.notes
         try:
             first = _taken(connection, planned, told)
         except executor.Changed as error:
             looks += 1
-            if looks == _MOST_LOOKS:
+            if looks == MOST_LOOKS:
                 why = "somebody else alters it all the time"
                 raise WorkFailed(table=str(task), what="converting", reason=why) from error
     told("windows up to the horizon")
@@ -141,11 +118,10 @@ def _convert(connection: Connection, task: _Task, told: Told) -> Report:
 
 def _taken(connection: Connection, planned: ConversionPlan, told: Told) -> str | None:
     """Take the first of the steps that are left; return the first partition's name if it was the last."""
-    assert planned.conversion is not None
     step, *more = planned.steps
     told(step.title)
-    executor.run_step(connection, planned.conversion.table, step)
-    return None if more else planned.conversion.first
+    executor.run_step(connection, planned.unchanged, step)
+    return None if more else planned.first
 
 
 def _settled(
@@ -173,13 +149,13 @@ def abort_conversion(connection: Connection, table: str, *, schema: str | None =
     """
     with own_transactions(connection):
         with connection.begin():
-            where = str(_door(connection, None).schema_of(schema, table))
+            where = str(door_to(connection, None).schema_of(schema, table))
         with one_conversion(connection.engine, f"{where}.{table}"):
             with connection.begin():
-                found = _read(connection, where, table)
+                found = read(connection, where, table)
             steps = executor.abort_steps(found)
             for step in steps:
-                executor.run_step(connection, found, step)
+                executor.run_step(connection, [found], step)
     return tuple(step.title for step in steps)
 
 
@@ -203,7 +179,7 @@ class _Task:
 
     def read(self) -> Belongings:
         """Return the table as it is."""
-        return _read(self.connection, self.schema, self.table)
+        return read(self.connection, self.schema, self.table)
 
     def is_done(self) -> bool:
         """Tell whether the table is partitioned already as the policy says."""
@@ -238,7 +214,12 @@ class _Task:
         settled = ddl.declare_policy(self.home, ddl.text_literal(self.schema), self.table, policy)
         steps = executor.conversion_steps(conversion, windows, settled, session.user)
         return ConversionPlan(
-            str(found), tuple(steps), conversion.notes, _long_holders(connection, found), conversion
+            str(found),
+            tuple(steps),
+            conversion.notes,
+            long_holders(connection, found),
+            unchanged=(found,),
+            first=conversion.first,
         )
 
 
@@ -250,27 +231,10 @@ def _task(
     config_schema: str | None,
     until: KeyValue | str | None,
 ) -> _Task:
-    door = _door(connection, config_schema)
+    door = door_to(connection, config_schema)
     # Before search_path is set aside: it says where things are.
     home, where = door.home, door.schema_of(schema, table)
     return _Task(connection, door, str(home), str(where), table, policy, until)
-
-
-def _door(connection: Connection, config_schema: str | None) -> Door:
-    return Door(connection.execute, connection, config_schema, remark=lambda text: None)
-
-
-def _read(connection: Connection, schema: str, table: str) -> Belongings:
-    catalog.see_all_rows(connection)
-    found = catalog.read_belongings(connection, schema, table)
-    if found is None:
-        raise NoTableError(table=f"{schema}.{table}")
-    return found
-
-
-def _long_holders(connection: Connection, table: Belongings) -> tuple[str, ...]:
-    held = catalog.holders(connection, [table.oid])
-    return tuple(f"{holder}, for {holder.seconds:.0f} s" for holder in held if (holder.seconds or 0) > LONG)
 
 
 def _with_free_names(connection: Connection, make: Callable[[Container[str]], Conversion]) -> Conversion:
@@ -295,13 +259,3 @@ def _first_windows(
         connection, lambda taken: plan_windows(table, windows, taken, made_by="convert")
     )
     return planned.steps
-
-
-def _refuse_blocked(planned: ConversionPlan) -> None:
-    """Refuse to begin what would have to wait for somebody who goes on and on."""
-    if planned.blockers:
-        told = "; ".join(planned.blockers)
-        raise ConversionRefused(
-            table=planned.table,
-            problems=f"the last step would wait for a long transaction: {told}. End it, or wait for its end",
-        )

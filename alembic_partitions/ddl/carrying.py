@@ -75,6 +75,48 @@ def set_owner(table: Name, owner: str) -> Element:
     return Words(f"ALTER TABLE {qualified(*table)} OWNER TO {quote(owner)}")
 
 
+def detach(parent: Name, child: Name) -> Element:
+    """Detach a partition."""
+    return Words(f"ALTER TABLE {qualified(*parent)} DETACH PARTITION {qualified(*child)}")
+
+
+def settle(table: Name, goal: Name) -> Iterable[Element]:
+    """Move a table to another schema and name."""
+    if table[0] != goal[0]:
+        yield Words(f"ALTER TABLE {qualified(*table)} SET SCHEMA {quote(goal[0])}")
+    yield rename_table((goal[0], table[1]), goal[1])
+
+
+def confirm_empty(parent: int, kept: int, name: str) -> Element:
+    """Make sure that all the rows of a table are in one partition."""
+    return Words(
+        do_block(
+            "DECLARE part regclass; filled boolean;\nBEGIN\n"
+            "  PERFORM set_config('row_security', 'off', true);\n"
+            f"  FOR part IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = {parent:d}\n"
+            f"    AND i.inhrelid <> {kept:d}\n"
+            "  LOOP\n"
+            "    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part) INTO filled;\n"
+            "    IF filled THEN\n"
+            f"      RAISE EXCEPTION '% holds rows now, beside the one that was to become %', part,"
+            f" {quoted_text(name)}\n"
+            "        USING ERRCODE = 'object_not_in_prerequisite_state';\n"
+            "    END IF;\n"
+            "  END LOOP;\n"
+        )
+    )
+
+
+def drop_not_null(table: Name, column: str) -> Element:
+    """Allow NULL."""
+    return Words(f"ALTER TABLE {qualified(*table)} ALTER COLUMN {quote(column)} DROP NOT NULL")
+
+
+def drop_statistics(statistics: Name) -> Element:
+    """Drop an object of extended statistics."""
+    return Words(f"DROP STATISTICS {qualified(*statistics)}")
+
+
 def set_not_null(table: Name, column: str) -> Element:
     """Forbid NULL; PostgreSQL reads no row where a valid CHECK says so already (manual, ALTER TABLE)."""
     return Words(f"ALTER TABLE {qualified(*table)} ALTER COLUMN {quote(column)} SET NOT NULL")
@@ -154,10 +196,15 @@ def build_unique_index(
     return Words(text + (f" INCLUDE ({', '.join(str(quote(c)) for c in included)})" if included else ""))
 
 
-def comments(table: Name, belongings: Belongings) -> Iterable[Element]:
+def comment_on_table(table: Name, text: str | None) -> Element:
+    """Comment on a table, or take its comment away."""
+    return Words(f"COMMENT ON TABLE {qualified(*table)} IS {'NULL' if text is None else quoted_text(text)}")
+
+
+def comments(table: Name, belongings: Belongings, itself: bool = True) -> Iterable[Element]:
     """Say again what comments said of the table and of what LIKE leaves behind."""
     on = qualified(*table)
-    told = [(f"TABLE {on}", belongings.comment)]
+    told = [(f"TABLE {on}", belongings.comment if itself else None)]
     for index in belongings.indexes:
         told.append((f"INDEX {qualified(index.schema, index.name)}", index.comment))
         told.append((f"CONSTRAINT {quote(index.name)} ON {on}", index.told))
@@ -251,11 +298,11 @@ def create_policy(table: Name, policy: OwnPolicy) -> Element:
 
 
 def row_security(table: Name, enabled: bool, forced: bool) -> Iterable[Element]:
-    """Switch row-level security on, for the owner too where it is forced."""
-    if enabled:
-        yield Words(f"ALTER TABLE {qualified(*table)} ENABLE ROW LEVEL SECURITY")
+    """Switch row-level security on or off, for the owner too where it is forced."""
+    on = f"ALTER TABLE {qualified(*table)}"
+    yield Words(f"{on} {'ENABLE' if enabled else 'DISABLE'} ROW LEVEL SECURITY")
     if forced:
-        yield Words(f"ALTER TABLE {qualified(*table)} FORCE ROW LEVEL SECURITY")
+        yield Words(f"{on} FORCE ROW LEVEL SECURITY")
 
 
 def unforce_row_security(table: Name) -> Element:
@@ -322,8 +369,3 @@ def redefine_view(view: Reader) -> Element:
         f"CREATE OR REPLACE VIEW {qualified(view.schema, view.name)}{options} AS\n"
         + view.definition.strip().removesuffix(";")
     )
-
-
-def mark_table(table: Name, mark: str) -> Element:
-    """Comment on a table."""
-    return Words(f"COMMENT ON TABLE {qualified(*table)} IS {quoted_text(mark)}")

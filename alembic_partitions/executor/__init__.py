@@ -43,6 +43,7 @@ from .removing import (
     remove,
     restore,
 )
+from .reverting import reversal_steps
 from .scripts import (
     removal_script,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "remove",
     "render",
     "restore",
+    "reversal_steps",
     "run_step",
     "script",
     "table_to_be",

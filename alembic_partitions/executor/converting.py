@@ -63,7 +63,7 @@ def conversion_steps(
     where = str(conversion.table)
     steps = []
     if conversion.key_index is not None and conversion.index_is_broken:
-        dropped = _dropped(conversion.table, conversion.key_index)
+        dropped = drop_index(conversion.table, conversion.key_index)
         steps.append(Step("drop what is left of a unique index that was cut off", dropped))
     if conversion.key_index is not None and not conversion.has_index:
         columns = ", ".join(conversion.primary_key)
@@ -89,48 +89,50 @@ def abort_steps(table: Belongings) -> list[Step]:
     if table.check(UNTIL_CHECK) is not None:
         steps.append(Step(f"drop the CHECK {UNTIL_CHECK}", _unchecked(table)))
     if index is not None:
-        steps.append(Step(f"drop the unique index {index}", _dropped(table, index)))
+        steps.append(Step(f"drop the unique index {index}", drop_index(table, index)))
     return steps
 
 
-def run_step(connection: Connection, table: Belongings, step: Step) -> None:
+def run_step(connection: Connection, tables: Sequence[Belongings], step: Step) -> None:
     """Take one step.
 
     :param connection: not in a transaction.
+    :param tables: what the step was planned by, the table that it is about first.
     :raises LockNotAvailable: its locks were not to be had; who holds them is named.
     :raises WorkFailed: PostgreSQL refused.
     :raises Changed: with the table locked it is not what it was; nothing was done.
     """
-    what = f"converting ({step.title})"
+    table, what = str(tables[0]), step.title
     if not step.batch.in_transaction:
         try:
             apply(connection, step.batch)
         except DBAPIError as error:
             if sqlstate(error) in TRY_AGAIN:
-                told = reason(error) + _holders(connection, table.oid)
-                raise LockNotAvailable(table=str(table), reason=told) from error
-            raise WorkFailed(table=str(table), what=what, reason=reason(error)) from error
+                told = reason(error) + _holders(connection, tables[0].oid)
+                raise LockNotAvailable(table=table, reason=told) from error
+            raise WorkFailed(table=table, what=what, reason=reason(error)) from error
         return
     insist(
-        lambda: _attempt(connection, table, step.batch),
+        lambda: _attempt(connection, tables, step.batch),
         connection,
-        table=str(table),
+        table=table,
         what=what,
-        relations=[table.oid],
+        relations=[table.oid for table in tables],
         give_up_at=time.monotonic() + PATIENCE,
     )
 
 
-def _attempt(connection: Connection, table: Belongings, batch: Batch) -> int:
-    is_swap = any(isinstance(statement, _Locked) for statement in batch.statements)
+def _attempt(connection: Connection, tables: Sequence[Belongings], batch: Batch) -> int:
     with connection.begin():
         for statement in batch.statements:
             send(connection, statement)
-            if is_swap and isinstance(statement, _Locked):
-                found = catalog.read_belongings(connection, table.schema, table.name)
-                if found != table:
-                    raise Changed
+            if isinstance(statement, Locked) and not _as_planned(connection, tables):
+                raise Changed
     return 0
+
+
+def _as_planned(connection: Connection, tables: Sequence[Belongings]) -> bool:
+    return all(catalog.read_belongings(connection, t.schema, t.name) == t for t in tables)
 
 
 def _holders(connection: Connection, oid: int) -> str:
@@ -139,7 +141,7 @@ def _holders(connection: Connection, oid: int) -> str:
     return f" ({told})" if told else ""
 
 
-class _Locked(Statement):
+class Locked(Statement):
     """The lock after which nothing can change any more."""
 
 
@@ -154,7 +156,8 @@ def _indexed(conversion: Conversion) -> Batch:
     return alone(Statement(element.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
 
 
-def _dropped(table: Belongings, index: str) -> Batch:
+def drop_index(table: Belongings, index: str) -> Batch:
+    """Return what drops an index beside readers and writers."""
     element = ddl.DropIndex(table.schema, index)
     locks = f"SHARE UPDATE EXCLUSIVE on {table}; waits for older transactions"
     return alone(Statement(element.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
@@ -194,7 +197,7 @@ def swap(
     making = [element for step in windows for element in ddl.partition_elements(step, user)]
     return transaction(
         ddl.PlainNames(),
-        _Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
+        Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
         *_stepped_aside(conversion),
         *_parent(conversion, user),
         *_taken_over(conversion),
@@ -203,7 +206,7 @@ def swap(
             Statement(carrying.redefine_view(view).sql(), f"ACCESS EXCLUSIVE on {view.schema}.{view.name}")
             for view in table.views
         ),
-        carrying.mark_table(conversion.origin, conversion.mark),
+        carrying.comment_on_table(conversion.origin, conversion.mark),
         *carrying.comments(goal, table),
         *making,
         Statement(ddl.written(settled)),
@@ -272,7 +275,8 @@ def _taken_over(conversion: Conversion) -> Iterator[ddl.Element | Statement]:
         yield from carrying.create_trigger(goal, trigger)
     for policy in table.policies:
         yield carrying.create_policy(goal, policy)
-    yield from carrying.row_security(goal, table.row_security, table.force_row_security)
+    if table.row_security or table.force_row_security:
+        yield from carrying.row_security(goal, table.row_security, table.force_row_security)
     yield carrying.copy_privileges(origin, goal)
     for publication in table.publications:
         if publication.explicit:

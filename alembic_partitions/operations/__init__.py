@@ -4,6 +4,7 @@ They send everything through the migration's own connection and transaction, and
 they would send. Importing this package registers them.
 """
 
+from .conversion import ConvertToPartitionedOp, UnpartitionTableOp
 from .indexes import CONCURRENTLY, CreatePartitionedIndexOp, DropPartitionedIndexOp
 from .policies import AlterPartitionPolicyOp
 from .tables import CreatePartitionedTableOp, DropPartitionedTableOp
@@ -13,10 +14,12 @@ __all__ = [
     "CONCURRENTLY",
     "MOST_WINDOWS",
     "AlterPartitionPolicyOp",
+    "ConvertToPartitionedOp",
     "CreatePartitionedIndexOp",
     "CreatePartitionedTableOp",
     "CreatePartitionsOp",
     "DropPartitionedIndexOp",
     "DropPartitionedTableOp",
     "DropPartitionsOp",
+    "UnpartitionTableOp",
 ]
