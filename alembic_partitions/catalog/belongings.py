@@ -166,8 +166,8 @@ WHERE r.oid IS NOT NULL OR p.puballtables
 ORDER BY p.pubname
 """)
 
-# Whatever depends on the table or on its row type and is not its own. A view can be told to read another
-# table, under its old name; nothing else can.
+# Whatever depends on the table, on its row type or on one of its constraints, and is not its own. A view can
+# be told to read another table, under its old name; nothing else can, nor a view that groups by a key.
 _DEPENDENTS = text("""
 SELECT DISTINCT v.oid IS NOT NULL AS view, vn.nspname AS schema, v.relname AS name,
        CASE WHEN v.oid IS NOT NULL THEN pg_get_viewdef(v.oid) END AS definition,
@@ -180,6 +180,8 @@ FROM pg_class c
 JOIN pg_type t ON t.oid = c.reltype
 JOIN pg_depend d ON (d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid)
                  OR (d.refclassid = 'pg_type'::regclass AND d.refobjid IN (t.oid, t.typarray))
+                 OR (d.refclassid = 'pg_constraint'::regclass
+                     AND d.refobjid IN (SELECT k.oid FROM pg_constraint k WHERE k.conrelid = c.oid))
 LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 LEFT JOIN pg_class v ON v.oid = r.ev_class AND v.relkind = 'v' AND d.refclassid = 'pg_class'::regclass
 LEFT JOIN pg_namespace vn ON vn.oid = v.relnamespace

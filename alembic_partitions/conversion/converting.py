@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Container
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,6 +89,10 @@ def convert(
         with connection.begin():
             task = _task(connection, table, policy, schema, config_schema, until)
             task.read()
+            if os.environ.get(maintenance.NOW_VARIABLE):
+                name = maintenance.NOW_VARIABLE
+                why = f"by a rehearsed clock nothing is converted; unset {name}, or use --dry-run"
+                raise ConversionRefused(table=str(task), problems=why)
         with one_conversion(connection.engine, str(task)):
             return _convert(connection, task, told)
 

@@ -57,14 +57,14 @@ def rename_statistics(statistics: Name, name: str) -> Element:
     return Words(f"ALTER STATISTICS {qualified(*statistics)} RENAME TO {quote(name)}")
 
 
-def create_like(origin: Name, goal: Name, partition_by: str | None, belongings: Belongings) -> Element:
-    """Create a table with the columns, defaults and CHECKs of another one: no identity, no index, no
-    statistics, which are hung on it under their own names."""
+def create_like(origin: Name, goal: Name, key: str | None, belongings: Belongings) -> Element:
+    """Create a table with the columns, defaults and CHECKs of another one, partitioned by ``key`` if there is
+    one: no identity, no index, no statistics, which are hung on it under their own names."""
     text = (
         f"CREATE TABLE {qualified(*goal)} (LIKE {qualified(*origin)} INCLUDING ALL EXCLUDING IDENTITY"
         " EXCLUDING INDEXES EXCLUDING STATISTICS)"
     )
-    text += f" PARTITION BY {partition_by}" if partition_by else ""
+    text += f" PARTITION BY RANGE ({quote(key)})" if key is not None else ""
     if belongings.access_method is not None:
         text += f" USING {quote(belongings.access_method)}"
     return Words(text + (f" TABLESPACE {quote(belongings.tablespace)}" if belongings.tablespace else ""))

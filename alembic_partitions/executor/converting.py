@@ -242,7 +242,7 @@ def _stepped_aside(conversion: Conversion) -> Iterator[ddl.Element]:
 def _parent(conversion: Conversion, user: str | None) -> Iterator[ddl.Element]:
     """A partitioned table of the old name, with indexes of the old names."""
     table, goal = conversion.table, conversion.goal
-    yield carrying.create_like(conversion.origin, goal, conversion.policy.partition_by, table)
+    yield carrying.create_like(conversion.origin, goal, conversion.policy.key, table)
     yield carrying.drop_constraint(goal, UNTIL_CHECK)
     if table.owner != user:
         yield carrying.set_owner(goal, table.owner)
