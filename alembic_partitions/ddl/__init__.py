@@ -10,6 +10,7 @@ from .children import (
     DropIndex,
     RebuildIndex,
     SecureRows,
+    SetTablespace,
 )
 from .draining import (
     MOVING,
@@ -148,6 +149,7 @@ __all__ = [
     "SetSchema",
     "SetStatementTimeout",
     "SetStatistics",
+    "SetTablespace",
     "Silence",
     "TestRow",
     "Vacuum",
