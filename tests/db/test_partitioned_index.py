@@ -60,11 +60,11 @@ def drop(engine: Engine, name: str = "by_note", **kw: Any) -> None:
 
 
 def indexes(engine: Engine) -> list[tuple[Any, ...]]:
-    """Return what is neither a primary key's nor valid and in its place."""
+    """Return the indexes of the table and its partitions but for the primary key's, and which are valid."""
     return rows(
         engine,
         "SELECT c.relname, x.indisvalid FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid"
-        " LEFT JOIN pg_inherits h ON h.inhrelid = x.indexrelid JOIN pg_class t ON t.oid = x.indrelid"
+        " JOIN pg_class t ON t.oid = x.indrelid"
         " WHERE NOT x.indisprimary AND starts_with(t.relname, 'odds') ORDER BY 1",
     )
 
@@ -293,26 +293,20 @@ def cut_off(engine: Engine, number: int, **kw: Any) -> bool:
 @pytest.mark.parametrize("finish", ["again", "repair"])
 def test_cut_off_before_any_statement_it_is_finished_afterwards(engine: Engine, finish: str) -> None:
     declare(engine, rules=policy(premake=0))
-    fail = True
-    for number in range(1, 100):
-        fail = cut_off(engine, number)
-        if number > 2 and fail:
-            # What a CONCURRENTLY that dies half-way leaves, under the name that ours would have.
-            begun = rows(engine, "SELECT relname FROM pg_class WHERE relname = 'by_note'")
-            assert begun
-        if finish == "repair" and fail and number > 1:
+    number = 1
+    while cut_off(engine, number):
+        if finish == "repair" and number > 1:  # before that there is nothing to finish
             assert repair(engine).error is None
         else:
             create(engine)
         assert valid(engine, "by_note")
         assert parts(engine) == partitions(engine)
         assert len(indexes(engine)) == 1 + len(partitions(engine))
-        if not fail:
-            break
         drop(engine)
         assert indexes(engine) == []
-    assert not fail
+        number += 1
     assert number == 1 + 1 + 2 * len(partitions(engine))
+    assert valid(engine, "by_note")
 
 
 @pytest.mark.parametrize("finish", ["again", "repair", "drop"])
@@ -357,6 +351,27 @@ def test_an_index_that_was_attached_invalid_is_rebuilt(engine: Engine) -> None:
     assert parts(engine) == partitions(engine)
     assert {"kept", "half", "theirs"} <= {name for name, _ in indexes(engine)}
     assert len(indexes(engine)) == 5, "what stood already is attached, not built twice"
+
+
+def test_an_index_whose_last_part_was_mended_by_hand_is_made_valid(engine: Engine) -> None:
+    declare(engine, rules=policy(premake=0))
+    fail_to_index(engine, f"CREATE INDEX CONCURRENTLY half ON {FIRST} (note)")
+    _, second = partitions(engine)
+    run(
+        engine,
+        "CREATE INDEX by_note ON ONLY odds (note)",
+        f"CREATE INDEX kept ON {second} (note)",
+        "ALTER INDEX by_note ATTACH PARTITION kept",
+        "ALTER INDEX by_note ATTACH PARTITION half",
+        "REINDEX INDEX CONCURRENTLY half",
+    )
+    assert not valid(engine, "by_note")
+    try:
+        create(engine)
+    except WorkFailed as error:  # older minor releases do not look again
+        assert "still invalid though each partition has" in str(error)  # noqa: PT017
+    else:
+        assert valid(engine, "by_note")
 
 
 def test_values_that_are_not_unique_are_told_and_built_once_they_are(engine: Engine) -> None:
