@@ -10,6 +10,7 @@ from .children import (
     DropIndex,
     RebuildIndex,
     SecureRows,
+    SetTablespace,
 )
 from .configuration import (
     as_json,
@@ -174,6 +175,7 @@ __all__ = [
     "SetSchema",
     "SetStatementTimeout",
     "SetStatistics",
+    "SetTablespace",
     "Silence",
     "TestRow",
     "Vacuum",
