@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Text, literal_column
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateColumn, CreateTable
 
 from alembic_partitions.plan import CONFIG_MARK, KEPT_MARK, PARENT_LOCK_CLASS, PARTITION_MARK, RUNS_MARK
 
@@ -18,7 +18,7 @@ from .partitions import (
     OfPartition,
     SetReplicaIndex,
 )
-from .tables import config_table, runs_table
+from .tables import LATER_COLUMNS, column_check, config_table, runs_table
 
 
 def schema_of_name(name: str) -> ColumnElement[str]:
@@ -29,6 +29,19 @@ def schema_of_name(name: str) -> ColumnElement[str]:
         "coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         f" WHERE c.oid = to_regclass({table})), current_schema())",
         Text(),
+    )
+
+
+def _added(name: str) -> str:
+    """Return what adds a column to an earlier version's partition_config: where it is there, nothing is
+    locked."""
+    column = config_table(None).columns[name]
+    adding = f"{CreateColumn(column).compile(dialect=DIALECT)} {column_check(name)}"
+    return (
+        "  ELSIF NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = found\n"
+        f"      AND a.attname = {quoted_text(name)} AND NOT a.attisdropped) THEN\n"
+        f"    EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %s', found::regclass,\n"
+        f"      {quoted_text(adding)});\n"
     )
 
 
@@ -60,7 +73,8 @@ class EnsureOurTables(Element):
                 f"    COMMENT ON TABLE {qualified(self.home, table.name)} IS {told};\n"
                 f"  ELSIF obj_description(found, 'pg_class') IS DISTINCT FROM {told} THEN\n"
                 f"    RAISE EXCEPTION 'table {table.name} is not ours: set ALEMBIC_PARTITIONS_SCHEMA';\n"
-                "  END IF;\n"
+                + "".join(map(_added, LATER_COLUMNS if mark == CONFIG_MARK else ()))
+                + "  END IF;\n"
             )
         return do_block("DECLARE found oid;\nBEGIN\n" + "".join(blocks))
 
