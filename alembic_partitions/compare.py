@@ -18,7 +18,7 @@ from .periods import KeyType
 from .policy import PartitionPolicy, policy_of
 
 #: Fields that decide where windows begin and end.
-_GRID_FIELDS = {"interval", "every", "timezone", "day_start", "week_start", "column_timezone"}
+_GRID_FIELDS = {"interval", "every", "timezone", "day_start", "week_start", "column_timezone", "epoch"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,7 @@ from .runway import (
     uncovered,
 )
 from .values import (
+    CONFIG_ADDED,
     CONFIG_MARK,
     DETACHED_MARK,
     DETACHING_MARK,
@@ -118,6 +119,7 @@ from .values import (
 )
 
 __all__ = [
+    "CONFIG_ADDED",
     "CONFIG_MARK",
     "CONVERTED_MARK",
     "DETACHED_MARK",

@@ -44,6 +44,7 @@ WRONG: dict[str, list[str | None]] = {
     "max_create": ["0", "10001", None],
     "max_drops": ["0", "10001", None],
     "column_timezone": ["Auckland", "NZST", "NZST-12NZDT", ""],
+    "epoch": ["", "m", "seconds"],
     "archive_schema": ["", "s" * 64],
     "tablespace": ["", "t" * 64],
     "storage_parameters": [

@@ -22,6 +22,7 @@ FLOORS = {
     "periods": 1,
     "naming": 1,
     "policy": 2,
+    "keys": 2,
     "plan": 3,
     "compare": 3,
     "drivers": 3,
