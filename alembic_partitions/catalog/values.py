@@ -74,6 +74,8 @@ def _traits(row: Row[Any]) -> Traits:
 
 def value_of(printed: str, key_type: KeyType) -> KeyValue | None:
     """Read a key as PostgreSQL prints it under UTC and ISO; ``None`` beyond Python's years 1 to 9999."""
+    if keys.is_encoded(key_type):
+        return keys.row_value(printed, key_type)
     ends = _value(printed, key_type, upper=False), _value(printed, key_type, upper=True)
     return ends[0] if ends[0] == ends[1] else None
 
@@ -84,15 +86,10 @@ def key_type_of(table: Belongings, policy: PartitionPolicy) -> KeyType:
     :raises PolicyError: it is of another type, or the policy does not fit it.
     """
     key = table.column(policy.key)
-    told = "" if key is None else re.sub(r"\(\d\)", "", key.type)
-    if told not in _KEY_TYPES:
-        raise PolicyError(
-            field="key",
-            problem=f"column {policy.key!r} of {table} is of type {told or 'none'}",
-            remedy="Partition by a timestamptz, timestamp or date column.",
-        )
-    policy.grid(_KEY_TYPES[told])
-    return _KEY_TYPES[told]
+    assert key is not None  # refused before
+    key_type = policy.key_type_of(re.sub(r"\(\d\)", "", key.type), str(table))
+    policy.grid(key_type)
+    return key_type
 
 
 def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:

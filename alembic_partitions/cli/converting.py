@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from alembic_partitions import conversion
 from alembic_partitions.periods import INTERVALS
-from alembic_partitions.policy import PartitionPolicy
+from alembic_partitions.policy import Epoch, PartitionPolicy
 from alembic_partitions.talk import shown_log
 
 from .connecting import visit
@@ -39,6 +39,11 @@ def policy_options(command: Command) -> Command:
         click.option("--week-start", help="The weekday on which a week begins."),
         click.option("--day-start", help='When a day begins, as "06:00".'),
         click.option("--timezone", help="IANA zone in whose time windows begin (default: UTC)."),
+        click.option(
+            "--epoch",
+            type=click.Choice(get_args(Epoch)),
+            help="What an integer key counts since 1970.",
+        ),
         click.option("--every", type=click.IntRange(min=1), help="How many intervals make a window."),
         click.option("--interval", type=click.Choice(INTERVALS), help="Length of a window (default: day)."),
     ):

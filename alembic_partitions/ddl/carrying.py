@@ -134,7 +134,7 @@ def add_constraint(table: Name, name: str, definition: str) -> Element:
 
 def add_until(table: Name, name: str, key: str, until: KeyValue, key_type: KeyType) -> Element:
     """Keep rows from a key on out, from now on; it proves to ATTACH what the first partition holds."""
-    bound = bound_literal(until, key_type)
+    bound = bound_literal(until, key_type, upper=True)
     test = f"{quote(key)} IS NOT NULL AND {quote(key)} < {bound}"
     return Words(f"ALTER TABLE {qualified(*table)} ADD CONSTRAINT {quote(name)} CHECK ({test}) NOT VALID")
 
@@ -153,7 +153,7 @@ def attach_until(parent: Name, child: Name, until: KeyValue, key_type: KeyType) 
     """Attach a table for everything before a key."""
     return Words(
         f"ALTER TABLE {qualified(*parent)} ATTACH PARTITION {qualified(*child)}"
-        f" FOR VALUES FROM (MINVALUE) TO ({bound_literal(until, key_type)})"
+        f" FOR VALUES FROM (MINVALUE) TO ({bound_literal(until, key_type, upper=True)})"
     )
 
 

@@ -32,7 +32,7 @@ from alembic_partitions.operations import ConvertToPartitionedOp, UnpartitionTab
 from tests.databases import Database, Roles
 from tests.db.test_partitioned_index import migrating
 from tests.postgres import locate
-from tests.tables import NOW, Sent, listening, partitions, policy, quote, rows, run, scalar
+from tests.tables import NOW, Sent, instants, listening, partitions, policy, quote, rows, run, scalar
 
 PLAIN = (
     """CREATE TABLE odds (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -266,6 +266,48 @@ def test_names_of_any_kind_in_any_schema(engine: Engine, key_type: str, until: s
     assert scalar(engine, 'SELECT sum(n) FROM "an other"."re%ad"') == 3
     to_plain(engine, name, schema="an other")
     assert scalar(engine, 'SELECT sum(n) FROM "an other"."re%ad"') == 3
+
+
+KEYS = {
+    "bigint": (
+        "ms",
+        "(extract(epoch FROM timestamptz '2026-04-01 00:00+00') * 1000)::bigint + i",
+        "1775995200000",
+    ),
+    "integer": ("s", "extract(epoch FROM timestamptz '2026-04-01 00:00+00')::int + i", "1775995200"),
+    "uuid": (
+        None,
+        "('019d4614-e400-7000-8000-' || lpad(i::text, 12, '0'))::uuid",
+        "019d8190-2200-0000-0000-000000000000",
+    ),
+}
+
+
+@pytest.mark.parametrize("key_type", KEYS)
+def test_keys_that_are_no_times(engine: Engine, key_type: str) -> None:
+    epoch, value, until = KEYS[key_type]
+    run(
+        engine,
+        f"CREATE TABLE odds (id bigint PRIMARY KEY, at {key_type} NOT NULL)",
+        f"INSERT INTO odds SELECT i, {value} FROM generate_series(1, 9) i",
+    )
+    if epoch is not None:
+        with pytest.raises(PolicyError, match="epoch="):
+            to_partitioned(engine)
+    to_partitioned(engine, rules=policy(epoch=epoch))
+    assert ("MINVALUE", until) in instants(engine)
+    assert scalar(engine, f"SELECT count(*) FROM {FIRST}") == 9
+    to_plain(engine)
+    assert scalar(engine, "SELECT count(*) FROM odds") == 9
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("0", "rows have the time 0"), ("9223372036854775807", "further ahead than max_ahead")],
+)
+def test_numbers_that_are_no_times_are_refused(engine: Engine, value: str, told: str) -> None:
+    run(engine, "CREATE TABLE odds (at bigint NOT NULL)", f"INSERT INTO odds VALUES ({value})")
+    assert told in refusal(engine, rules=policy(epoch="ms"))
 
 
 def test_publications_follow_where_subscribers_see_one_table(plain: Engine) -> None:
