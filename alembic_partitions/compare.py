@@ -15,7 +15,7 @@ from sqlalchemy import Table
 
 from .errors import PolicyError
 from .periods import KeyType
-from .policy import PartitionPolicy, policy_of
+from .policy import BY_HAND, PartitionPolicy, policy_of
 
 #: Fields that decide where windows begin and end.
 _GRID_FIELDS = {"interval", "every", "timezone", "day_start", "week_start", "column_timezone", "epoch"}
@@ -178,7 +178,7 @@ def _without_policy(table: Table, found: Relation | None) -> list[Difference]:
     said = table.dialect_options["postgresql"]["partition_by"]
     if found is None:
         return []
-    if said is None and found.declared is not None:
+    if said is None and found.declared is not None and not found.declared.get(BY_HAND):
         return [
             Remark(
                 f"{table.fullname} is partitioned by {found.partition_by} and managed; its model has no"

@@ -34,6 +34,8 @@ DEFAULT_PREMAKE: Mapping[Interval, int] = {
     "quarter": 4,
     "year": 2,
 }
+#: In what was declared of a table: no migration did, so a model that says nothing of partitions is right.
+BY_HAND = "by_hand"
 #: Where the policy of a table is kept in ``Table.info``.
 INFO_KEY = "alembic_partitions"
 

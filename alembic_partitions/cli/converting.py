@@ -92,7 +92,7 @@ def convert(
     if key is None:
         raise click.UsageError("Missing option '--key'.")
     policy = PartitionPolicy(key, **{field: value for field, value in fields.items() if value is not None})
-    wanted: dict[str, Any] = {"schema": where, "config_schema": schema, "until": until}
+    wanted: dict[str, Any] = {"schema": where, "config_schema": schema, "until": until, "by_hand": True}
     if dry_run:
         with shown_log():
             plans = visit(

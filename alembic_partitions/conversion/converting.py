@@ -44,10 +44,11 @@ def plan_convert(
     schema: str | None = None,
     config_schema: str | None = None,
     until: KeyValue | str | None = None,
+    by_hand: bool = False,
 ) -> ConversionPlan:
     """Return what :func:`convert` would do now; nothing is changed. Raises as :func:`convert` does."""
     with own_transactions(connection), connection.begin():
-        task = _task(connection, table, policy, schema, config_schema, until)
+        task = _task(connection, table, policy, schema, config_schema, until, by_hand)
         if task.is_done():
             return ConversionPlan(str(task))
         planned = task.plan()
@@ -64,6 +65,7 @@ def convert(
     schema: str | None = None,
     config_schema: str | None = None,
     until: KeyValue | str | None = None,
+    by_hand: bool = False,
     told: Told = lambda title: None,
 ) -> Report:
     """Turn a plain table into one partitioned as ``policy`` says, while it is read and written.
@@ -79,6 +81,7 @@ def convert(
     :param until: where the new windows begin, moved to the begin of a window (see :meth:`Grid.key_of`).
         Default: the first window that begins seven days or more after now, and after the newest row. Until
         the last step is done, rows from there on are refused.
+    :param by_hand: in no migration, so the table's model need not know of it.
     :param told: told of each step when it begins.
     :raises ConversionRefused: something would be lost, or rows have no place; nothing was changed.
     :raises PolicyError: the policy does not fit the key.
@@ -87,7 +90,7 @@ def convert(
     """
     with own_transactions(connection):
         with connection.begin():
-            task = _task(connection, table, policy, schema, config_schema, until)
+            task = _task(connection, table, policy, schema, config_schema, until, by_hand)
             task.read()
             if os.environ.get(maintenance.NOW_VARIABLE):
                 name = maintenance.NOW_VARIABLE
@@ -178,6 +181,7 @@ class _Task:
     table: str
     policy: PartitionPolicy
     until: KeyValue | str | None
+    by_hand: bool
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}"
@@ -216,7 +220,9 @@ class _Task:
             connection, lambda taken: plan_conversion(found, policy, key_type, window, taken)
         )
         windows = _first_windows(connection, conversion, window)
-        settled = ddl.declare_policy(self.home, ddl.text_literal(self.schema), self.table, policy)
+        settled = ddl.declare_policy(
+            self.home, ddl.text_literal(self.schema), self.table, policy, self.by_hand
+        )
         steps = executor.conversion_steps(conversion, windows, settled, session.user)
         return ConversionPlan(
             str(found),
@@ -235,11 +241,12 @@ def _task(
     schema: str | None,
     config_schema: str | None,
     until: KeyValue | str | None,
+    by_hand: bool,
 ) -> _Task:
     door = door_to(connection, config_schema)
     # Before search_path is set aside: it says where things are.
     home, where = door.home, door.schema_of(schema, table)
-    return _Task(connection, door, str(home), str(where), table, policy, until)
+    return _Task(connection, door, str(home), str(where), table, policy, until, by_hand)
 
 
 def _with_free_names(connection: Connection, make: Callable[[Container[str]], Conversion]) -> Conversion:
