@@ -117,9 +117,9 @@ def pytest_alembics(folder: Path, server: URL) -> int:
 
 
 def mlflows_tables(server: URL) -> int:
-    """Partition a table of MLflow's, which its own migrations have made; not where MLflow is not installed."""
+    """Partition a table of MLflow's, which its own migrations have made."""
     if importlib.util.find_spec("mlflow") is None:
-        print("\nmlflow is not installed, so none of its tables was converted")
+        print("\nmlflow is not installed, so nothing of it was converted")
         return 0
     administer(server, "DROP DATABASE IF EXISTS mlflow", "CREATE DATABASE mlflow TEMPLATE template0")
     database = server.set(database="mlflow").render_as_string(hide_password=False)

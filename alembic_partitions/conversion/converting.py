@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl, executor, maintenance
 from alembic_partitions.declare import Door, ensure_our_tables
@@ -102,6 +103,8 @@ def convert(
 
 def _convert(connection: Connection, task: _Task, told: Told) -> Report:
     with connection.begin():
+        if catalog.read_session(connection, task.home).in_recovery:
+            return Report(in_recovery=True)
         begun = catalog.read_session(connection, ensure_our_tables(task.door) or "")
     notes: tuple[str, ...] = ()
     first: str | None = None
@@ -121,7 +124,7 @@ def _convert(connection: Connection, task: _Task, told: Told) -> Report:
                 why = "somebody else alters it all the time"
                 raise WorkFailed(table=str(task), what="converting", reason=why) from error
     told("windows up to the horizon")
-    return _settled(connection, begun, str(task), first, notes)
+    return _settled(connection, begun, task, first, notes)
 
 
 def _taken(connection: Connection, planned: ConversionPlan, told: Told) -> str | None:
@@ -133,19 +136,34 @@ def _taken(connection: Connection, planned: ConversionPlan, told: Told) -> str |
 
 
 def _settled(
-    connection: Connection, begun: catalog.Snapshot, table: str, first: str | None, notes: tuple[str, ...]
+    connection: Connection, begun: catalog.Snapshot, task: _Task, first: str | None, notes: tuple[str, ...]
 ) -> Report:
     """Bring the new table to its horizon, and write the run down."""
     home = begun.config_schema
-    done = maintenance.ensure(connection, schema=home, tables=[table], write_down="never")
-    report = Report(tuple(_with(result, first, notes) for result in done.results))
+    done = maintenance.ensure(connection, schema=home, tables=[str(task)], write_down="never")
+    tended = _analyzed(connection, task) if first else ()
+    report = Report(tuple(_with(result, first, notes, tended) for result in done.results))
     maintenance.record(connection, begun, "convert", report)
     return report
 
 
-def _with(result: TableResult, first: str | None, notes: tuple[str, ...]) -> TableResult:
+def _analyzed(connection: Connection, task: _Task) -> tuple[str, ...]:
+    """Give the planner statistics of the new table, which autovacuum never gathers; `maintain` does later."""
+    version = int((connection.dialect.server_version_info or (0,))[0])
+    analyze = executor.analyze_batch(task.schema, task.table, parent=True, server_version=version)
+    try:
+        executor.tend(connection, analyze)
+    except DBAPIError:
+        return ()
+    return (task.table,)
+
+
+def _with(
+    result: TableResult, first: str | None, notes: tuple[str, ...], tended: tuple[str, ...]
+) -> TableResult:
     created = (first, *result.created) if first else result.created
-    return dataclasses.replace(result, created=created, findings=(*notes, *result.findings))
+    findings = (*notes, *result.findings)
+    return dataclasses.replace(result, created=created, findings=findings, tended=tended)
 
 
 def abort_conversion(connection: Connection, table: str, *, schema: str | None = None) -> tuple[str, ...]:

@@ -63,6 +63,8 @@ def unpartition(
 def _unpartition(connection: Connection, task: _Task, told: Told) -> Report:
     with connection.begin():
         begun = catalog.read_session(connection, task.config or "")
+    if begun.in_recovery:
+        return Report(in_recovery=True)
     looks = 0
     while True:
         with connection.begin():
@@ -119,7 +121,8 @@ class _Task:
         reversal = self._reversal(found, heir)
         config = ddl.config_table(self.config)
         forgotten = config.delete().where(ddl.row_of(config, self.schema, self.table))
-        steps = executor.reversal_steps(reversal, forgotten if self.config is not None else None)
+        user = catalog.read_session(self.connection, self.home).user
+        steps = executor.reversal_steps(reversal, forgotten if self.config is not None else None, user)
         return ConversionPlan(
             str(found),
             tuple(steps),

@@ -15,6 +15,7 @@ from alembic_partitions.plan import (
     OwnColumn,
     OwnIndex,
     OwnPolicy,
+    OwnStatistics,
     OwnTrigger,
     Publication,
     Reader,
@@ -52,6 +53,14 @@ def rename_index(table: Name, index: OwnIndex, name: str) -> Element:
     return Words(f"ALTER INDEX {qualified(index.schema, index.name)} RENAME TO {quote(name)}")
 
 
+def create_statistics(statistics: OwnStatistics, owner: str, user: str | None) -> Iterable[Element]:
+    """Create an object of extended statistics as it was, its owner's."""
+    yield Words(statistics.definition)
+    if owner != user:
+        name = qualified(statistics.schema, statistics.name)
+        yield Words(f"ALTER STATISTICS {name} OWNER TO {quote(owner)}")
+
+
 def rename_statistics(statistics: Name, name: str) -> Element:
     """Rename an object of extended statistics."""
     return Words(f"ALTER STATISTICS {qualified(*statistics)} RENAME TO {quote(name)}")
@@ -85,6 +94,13 @@ def settle(table: Name, goal: Name) -> Iterable[Element]:
     if table[0] != goal[0]:
         yield Words(f"ALTER TABLE {qualified(*table)} SET SCHEMA {quote(goal[0])}")
     yield rename_table((goal[0], table[1]), goal[1])
+
+
+def lock_beside(table: Name) -> Element:
+    """Keep VACUUM and other DDL away, and nobody who reads or writes. An autovacuum that is under way gives
+    way to whoever waits for this longer than deadlock_timeout, which no ACCESS EXCLUSIVE lock may be asked
+    for."""
+    return Words(f"LOCK TABLE ONLY {qualified(*table)} IN SHARE UPDATE EXCLUSIVE MODE")
 
 
 def confirm_empty(parent: int, kept: int, name: str) -> Element:

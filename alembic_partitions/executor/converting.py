@@ -28,10 +28,12 @@ from alembic_partitions.plan import (
     left_index,
 )
 
-from .statements import TRY_AGAIN, Batch, Statement, alone, apply, insist, send, transaction
+from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, alone, apply, insist, send, transaction
 
 #: Seconds that the locks of the last step are tried for in one run.
 PATIENCE = 60.0
+#: Longest wait for a lock that nobody who reads or writes waits behind.
+BESIDE_TIMEOUT_MS = 5_000
 #: CONCURRENTLY waits for transactions that began before it, this long for each.
 CONCURRENT_LOCK_TIMEOUT_MS = 60_000
 
@@ -141,6 +143,22 @@ def _holders(connection: Connection, oid: int) -> str:
     return f" ({told})" if told else ""
 
 
+def exclusively(tables: Sequence[carrying.Name], *elements: ddl.Element | Statement) -> Batch:
+    """Return a transaction that keeps everybody out of tables for a moment, once no VACUUM is in the way."""
+    return transaction(
+        *(
+            Statement(
+                carrying.lock_beside(table).sql(),
+                f"SHARE UPDATE EXCLUSIVE on {'.'.join(table)}, beside readers and writers",
+            )
+            for table in tables
+        ),
+        ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
+        *elements,
+        lock_timeout_ms=BESIDE_TIMEOUT_MS,
+    )
+
+
 class Locked(Statement):
     """The lock after which nothing can change any more."""
 
@@ -169,20 +187,23 @@ def _checked(conversion: Conversion) -> Batch:
     check = carrying.add_until(
         goal, UNTIL_CHECK, conversion.policy.key, conversion.until, conversion.key_type
     )
-    return transaction(
-        Statement(check.sql(), locks), carrying.comment_on_constraint(goal, UNTIL_CHECK, conversion.told)
-    )
+    comment = carrying.comment_on_constraint(goal, UNTIL_CHECK, conversion.told)
+    return exclusively([goal], Statement(check.sql(), locks), comment)
 
 
 def _unchecked(table: Belongings) -> Batch:
     locks = f"ACCESS EXCLUSIVE on {table}, for a moment"
     name = table.schema, table.name
-    return transaction(Statement(carrying.drop_constraint(name, UNTIL_CHECK).sql(), locks))
+    return exclusively([name], Statement(carrying.drop_constraint(name, UNTIL_CHECK).sql(), locks))
 
 
 def _proven(conversion: Conversion) -> Batch:
     locks = f"SHARE UPDATE EXCLUSIVE on {conversion.table}, beside readers and writers"
-    return transaction(Statement(carrying.validate(conversion.goal, UNTIL_CHECK).sql(), locks))
+    return transaction(
+        ddl.SetStatementTimeout(0),
+        Statement(carrying.validate(conversion.goal, UNTIL_CHECK).sql(), locks),
+        lock_timeout_ms=BESIDE_TIMEOUT_MS,
+    )
 
 
 # -- the swap -------------------------------------------------------------------------------------------
@@ -195,7 +216,8 @@ def swap(
     table, goal = conversion.table, conversion.goal
     lock = ddl.LockAgainstAll(table.schema, table.name)
     making = [element for step in windows for element in ddl.partition_elements(step, user)]
-    return transaction(
+    return exclusively(
+        [goal],
         ddl.PlainNames(),
         Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
         *_stepped_aside(conversion),
@@ -257,7 +279,8 @@ def _parent(conversion: Conversion, user: str | None) -> Iterator[ddl.Element]:
             yield carrying.add_constraint(goal, index.name, index.definition or "")
         else:
             yield carrying.create_index(goal, index)
-    yield from (carrying.Words(statistics.definition) for statistics in table.statistics)
+    for statistics in table.statistics:
+        yield from carrying.create_statistics(statistics, table.owner, user)
     yield from carrying.replica_identity(goal, table)
 
 

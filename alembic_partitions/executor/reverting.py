@@ -11,14 +11,15 @@ from alembic_partitions import ddl
 from alembic_partitions.ddl import carrying
 from alembic_partitions.plan import Belongings, Reversal
 
-from .converting import CONCURRENT_LOCK_TIMEOUT_MS, Locked, Step, drop_index
-from .statements import Batch, Statement, alone, transaction
+from .converting import CONCURRENT_LOCK_TIMEOUT_MS, Locked, Step, drop_index, exclusively
+from .statements import Batch, Statement, alone
 
 
-def reversal_steps(reversal: Reversal, forgotten: ClauseElement | None) -> list[Step]:
+def reversal_steps(reversal: Reversal, forgotten: ClauseElement | None, user: str | None) -> list[Step]:
     """Return what is left to do, the swap last.
 
     :param forgotten: what deletes the policy, where there is one.
+    :param user: the role that runs it.
     """
     steps = []
     if reversal.key_index is not None and reversal.index_is_broken:
@@ -27,7 +28,10 @@ def reversal_steps(reversal: Reversal, forgotten: ClauseElement | None) -> list[
     if reversal.key_index is not None and not reversal.has_index:
         columns = ", ".join(reversal.primary_key)
         steps.append(Step(f"a unique index for the primary key ({columns}) to be", _indexed(reversal)))
-    return [*steps, Step(f"the swap: {reversal.heir} becomes {reversal.table}", _swap(reversal, forgotten))]
+    return [
+        *steps,
+        Step(f"the swap: {reversal.heir} becomes {reversal.table}", _swap(reversal, forgotten, user)),
+    ]
 
 
 def _indexed(reversal: Reversal) -> Batch:
@@ -37,13 +41,14 @@ def _indexed(reversal: Reversal) -> Batch:
     return alone(Statement(index.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
 
 
-def _swap(reversal: Reversal, forgotten: ClauseElement | None) -> Batch:
+def _swap(reversal: Reversal, forgotten: ClauseElement | None, user: str | None) -> Batch:
     table, goal, origin = reversal.table, reversal.goal, reversal.origin
     lock = ddl.LockAgainstAll(table.schema, table.name, only=False)
     detach = carrying.detach(goal, reversal.partition)
     drop = ddl.DropTable(*origin)
     keys = "; ".join(f"ACCESS EXCLUSIVE on {key.refers_to} (foreign key)" for key in table.foreign_keys)
-    return transaction(
+    return exclusively(
+        [goal, reversal.partition],
         ddl.PlainNames(),
         Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table} and its partitions, until this transaction ends"),
         carrying.confirm_empty(table.oid, reversal.heir.oid, str(table)),
@@ -53,7 +58,7 @@ def _swap(reversal: Reversal, forgotten: ClauseElement | None) -> Batch:
         *hang(table, origin, goal),
         Statement(drop.sql(), keys),
         *_named(reversal),
-        *dress(table, goal),
+        *dress(table, goal, user),
         *(carrying.drop_not_null(goal, column) for column in reversal.nullable),
         *([] if forgotten is None else [Statement(ddl.written(forgotten))]),
     )
@@ -73,9 +78,10 @@ def hang(table: Belongings, origin: carrying.Name, goal: carrying.Name) -> Itera
     yield carrying.copy_privileges(origin, goal)
 
 
-def dress(table: Belongings, goal: carrying.Name) -> Iterator[ddl.Element]:
+def dress(table: Belongings, goal: carrying.Name, user: str | None) -> Iterator[ddl.Element]:
     """Give ``goal`` what goes by the table's name alone, once nothing else bears these names."""
-    yield from (carrying.Words(statistics.definition) for statistics in table.statistics)
+    for statistics in table.statistics:
+        yield from carrying.create_statistics(statistics, table.owner, user)
     for trigger in table.triggers:
         yield from carrying.create_trigger(goal, trigger)
     for policy in table.policies:

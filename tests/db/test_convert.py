@@ -329,6 +329,27 @@ def test_publications_follow_where_subscribers_see_one_table(plain: Engine) -> N
     assert [row for row in rows(plain, listed) if row[1] == "odds"] == before
 
 
+def test_a_member_of_the_owner_is_enough(plain: Engine, database: Database, roles: Roles) -> None:
+    owner = str(roles.create("owner").username)
+    url = roles.create("ddl", f"IN ROLE {owner}")
+    run(
+        plain,
+        "CREATE VIEW recent AS SELECT at FROM odds",
+        "CREATE STATISTICS st ON id, note FROM odds",
+        f"GRANT CREATE ON SCHEMA public TO {owner}",
+        *(f"ALTER {what} OWNER TO {owner}" for what in ("TABLE odds", "VIEW recent", "STATISTICS st")),
+    )
+    ddl = create_engine(url, poolclass=NullPool)
+    owners = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname ~ '^(odds|recent)'"
+    for work in (to_partitioned, to_plain):
+        work(ddl)
+        assert rows(plain, owners) == [(owner,)]
+        assert (
+            scalar(plain, "SELECT pg_get_userbyid(stxowner) FROM pg_statistic_ext WHERE stxname = 'st'")
+            == owner
+        )
+
+
 def test_a_name_that_is_taken_is_stepped_over(plain: Engine) -> None:
     run(
         plain,
@@ -556,11 +577,12 @@ def meanwhile(engine: Engine, begins: str, act: Callable[[], None]) -> Iterator[
 
 
 def test_what_is_changed_between_the_look_and_the_lock_comes_along(plain: Engine) -> None:
-    with meanwhile(plain, "LOCK TABLE", lambda: run(plain, "CREATE INDEX late ON odds (note)")):
+    with meanwhile(plain, LOCK, lambda: run(plain, "CREATE INDEX late ON odds (note)")):
         to_partitioned(plain)
     assert scalar(plain, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'late'::regclass") == 3
 
 
+LOCK = "LOCK TABLE ONLY public.odds IN ACCESS"
 STEPS = (
     "CREATE UNIQUE",
     "ALTER TABLE public.odds ADD CONSTRAINT alembic_partitions_until",
@@ -666,7 +688,7 @@ def up_to_the_swap(engine: Engine) -> None:
     def cut() -> None:
         raise Cut
 
-    with suppress(Cut), meanwhile(engine, "LOCK TABLE", cut):
+    with suppress(Cut), meanwhile(engine, LOCK, cut):
         to_partitioned(engine)
 
 
