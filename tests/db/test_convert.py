@@ -558,31 +558,34 @@ def test_another_policy_than_the_one_in_force_is_refused(plain: Engine) -> None:
 
 
 @contextmanager
-def meanwhile(engine: Engine, begins: str, act: Callable[[], None]) -> Iterator[None]:
-    """Act right before the first statement that begins so."""
-    acted = False
+def meanwhile(engine: Engine, begins: str, act: Callable[[], None], number: int = 1) -> Iterator[None]:
+    """Act right before the n-th statement that begins so."""
+    count = 0
 
     def look(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
-        nonlocal acted
-        if not acted and statement.startswith(begins):
-            acted = True
-            act()
+        nonlocal count
+        if statement.startswith(begins):
+            count += 1
+            if count == number:
+                act()
 
     event.listen(engine, "before_cursor_execute", look)
     try:
         yield
     finally:
         event.remove(engine, "before_cursor_execute", look)
-    assert acted
+    assert count
 
 
 def test_what_is_changed_between_the_look_and_the_lock_comes_along(plain: Engine) -> None:
-    with meanwhile(plain, LOCK, lambda: run(plain, "CREATE INDEX late ON odds (note)")):
+    # The first such lock is the CHECK's, the second the swap's.
+    with meanwhile(plain, BESIDE, lambda: run(plain, "CREATE INDEX late ON odds (note)"), number=2):
         to_partitioned(plain)
     assert scalar(plain, "SELECT count(*) FROM pg_inherits WHERE inhparent = 'late'::regclass") == 3
 
 
 LOCK = "LOCK TABLE ONLY public.odds IN ACCESS"
+BESIDE = "LOCK TABLE ONLY public.odds IN SHARE UPDATE"
 STEPS = (
     "CREATE UNIQUE",
     "ALTER TABLE public.odds ADD CONSTRAINT alembic_partitions_until",
