@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Executable, Table, Time, and_, cast, func, select
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
 from . import catalog, ddl, maintenance
 from .errors import ConfigurationError, NotManagedError, PolicyError
@@ -71,23 +71,27 @@ def declare(
     door: Door, home: str | None, schema: str | None, name: str, policy: PartitionPolicy, key_type: KeyType
 ) -> None:
     """Write the policy of a table that has just been created down, and make its first windows."""
+    door.execute(row_for(home, _schema(door.schema_of(schema)), name, policy))
+    run_steps(door, _first_windows(door, schema, name, policy, key_type))
+
+
+def row_for(home: str | None, where: ColumnElement[str], name: str, policy: PartitionPolicy) -> Insert:
+    """Return what writes the policy of a table down, in place of another."""
     values = columns_of(policy.to_dict())
     target = (
         insert(ddl.config_table(home))
         .inline()
         .values(
-            table_schema=_schema(door.schema_of(schema)),
+            table_schema=where,
             table_name=ddl.text_literal(name),
             declared=as_json(policy.to_dict()),
             **values,
         )
     )
-    upsert = target.on_conflict_do_update(
+    return target.on_conflict_do_update(
         index_elements=["table_schema", "table_name"],
         set_={name: target.excluded[name] for name in (*values, "declared")},
     )
-    door.execute(upsert)
-    run_steps(door, _first_windows(door, schema, name, policy, key_type))
 
 
 def free_others(door: Door, schema: str | None, name: str) -> None:

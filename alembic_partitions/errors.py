@@ -62,6 +62,14 @@ class NotManagedError(PartitionError, LookupError):
     table: str
 
 
+class AdoptionRefused(PartitionError):
+    """Table {table} was not adopted: {problem}. Nothing was changed. {remedy}"""
+
+    table: str
+    problem: str
+    remedy: str
+
+
 class NoPartitionError(PartitionError, LookupError):
     """{name} is no partition of a table that is managed. Look at what there is with
     "alembic-partitions status --partitions"; nothing was done."""

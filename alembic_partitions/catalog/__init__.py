@@ -5,6 +5,7 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .adoption import Child, Shape, read_children, read_partman, read_shape, session_zones
 from .children import read_family
 from .draining import (
     Leftover,
@@ -59,11 +60,13 @@ from .tending import analyzed, cancel_upkeep
 
 __all__ = [
     "Blocker",
+    "Child",
     "Figures",
     "Leftover",
     "Removable",
     "Rows",
     "Run",
+    "Shape",
     "Snapshot",
     "TableKey",
     "analyzed",
@@ -90,9 +93,12 @@ __all__ = [
     "partition_figures",
     "partitioned_tables",
     "partitions_of",
+    "read_children",
     "read_family",
     "read_key",
+    "read_partman",
     "read_removable",
+    "read_shape",
     "read_snapshot",
     "read_source",
     "read_stagings",
@@ -102,6 +108,7 @@ __all__ = [
     "rows_within",
     "schema_exists",
     "see_all_rows",
+    "session_zones",
     "shown_tables",
     "standing",
     "stranded_windows",

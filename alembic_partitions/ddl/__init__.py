@@ -1,5 +1,6 @@
 """Every write: our two tables, and DDL elements quoted in the last step, by SQLAlchemy's preparer."""
 
+from .adoption import ADOPTED_MARK, MarkAdopted, UnmarkAdopted, WrittenOut, partman_off
 from .children import (
     AttachIndex,
     BuildIndex,
@@ -74,6 +75,7 @@ from .tables import config_table, runs_table
 from .tending import Analyze, Vacuum
 
 __all__ = [
+    "ADOPTED_MARK",
     "MOVING",
     "AddForeignKey",
     "Analyze",
@@ -109,6 +111,7 @@ __all__ = [
     "LockParent",
     "LockShared",
     "MakeRoom",
+    "MarkAdopted",
     "MarkAgain",
     "MarkDetached",
     "MarkDetaching",
@@ -135,11 +138,14 @@ __all__ = [
     "SetStatistics",
     "Silence",
     "TestRow",
+    "UnmarkAdopted",
     "Vacuum",
     "Wake",
+    "WrittenOut",
     "bound_literal",
     "config_table",
     "partition_elements",
+    "partman_off",
     "qualified",
     "quote",
     "runs_table",

@@ -1,7 +1,9 @@
 """What is there + policy + now -> what to do. Pure: plain values in, plain values out."""
 
+from .adoption import Era, Proposal, Size, guess_epoch, judge, propose
 from .children import Constraint, Index, Mend, Mending, Relation, differences
 from .horizon import plan_horizon, plan_rows, plan_windows, refused, windows_between
+from .partman import PartmanSet
 from .removals import (
     ChangeFate,
     Detached,
@@ -82,6 +84,7 @@ __all__ = [
     "Detached",
     "Drain",
     "DropDetached",
+    "Era",
     "Export",
     "ExportDetached",
     "Finding",
@@ -94,7 +97,9 @@ __all__ = [
     "Mending",
     "MoveDetached",
     "Partition",
+    "PartmanSet",
     "Plan",
+    "Proposal",
     "Reason",
     "Refusal",
     "Relation",
@@ -102,6 +107,7 @@ __all__ = [
     "RestoreDetached",
     "Retention",
     "Runway",
+    "Size",
     "Source",
     "Staged",
     "Staging",
@@ -112,10 +118,12 @@ __all__ = [
     "carried_on",
     "differences",
     "drains_of",
+    "guess_epoch",
     "in_order",
     "instant_of",
     "is_healing",
     "is_too_short",
+    "judge",
     "limits",
     "local",
     "names_of",
@@ -126,6 +134,7 @@ __all__ = [
     "plan_rows",
     "plan_stranded",
     "plan_windows",
+    "propose",
     "refused",
     "runway_of",
     "short_lived",
