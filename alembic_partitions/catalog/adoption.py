@@ -27,7 +27,8 @@ WHERE n.nspname = CAST(:schema AS text) AND c.relname = CAST(:name AS text)
 
 # The partitions of a table: what they are, their comments, their bounds.
 _CHILDREN = text("""
-SELECT c.oid AS oid, c.relkind::text AS kind, d.description AS comment, pg_get_expr(c.relpartbound, 0) AS bound
+SELECT c.oid AS oid, c.relkind::text AS kind, d.description AS comment,
+       pg_get_expr(c.relpartbound, 0) AS bound
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
 WHERE i.inhparent = CAST(:parent AS oid)

@@ -7,7 +7,7 @@ from .mending import mend_batches, mend_child
 from .proving import Proof, proof_script, prove
 from .removing import detach, remove, restore
 from .scripts import removal_script
-from .statements import Batch, Statement
+from .statements import Batch, Statement, apply, insist, transaction
 from .tending import analyze_batch, tend, vacuum_batch
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Proof",
     "Statement",
     "analyze_batch",
+    "apply",
     "check_folder",
     "create_partition",
     "detach",
@@ -22,6 +23,7 @@ __all__ = [
     "drain_script",
     "drop_exported",
     "export",
+    "insist",
     "mend_batches",
     "mend_child",
     "proof_script",
@@ -33,5 +35,6 @@ __all__ = [
     "script",
     "tend",
     "took_too_long",
+    "transaction",
     "vacuum_batch",
 ]

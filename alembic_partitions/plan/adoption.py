@@ -21,7 +21,6 @@ from alembic_partitions.periods import (
     Interval,
     KeyType,
     KeyValue,
-    changes_clocks,
     wall_clock,
     zone,
 )
@@ -347,11 +346,11 @@ def _also(policy: PartitionPolicy, key_type: KeyType, parts: Sequence[Partition]
     instants = [_instant(edge) for part in fitting for edge in (part.lower, part.upper) if edge is not None]
     tz = zone(policy.timezone)
     shown = [wall_clock(instant, tz) for instant in instants]
-    names = dict.fromkeys([*_WELL_KNOWN, *pytz.common_timezones])
+    # Of UTC there are many by other names.
+    names = dict.fromkeys([*_WELL_KNOWN, *(pytz.common_timezones if policy.timezone != "UTC" else ())])
     return tuple(
         name
         for name in names
         if name != policy.timezone
         and all(wall_clock(i, zone(name)) == wall for i, wall in zip(instants, shown, strict=True))
-        and (policy.timezone != "UTC" or changes_clocks(name))
     )

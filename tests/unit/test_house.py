@@ -33,6 +33,7 @@ FLOORS = {
     "executor": 5,
     "locks": 5,
     "maintenance": 6,
+    "adoption": 6,
     "declare": 6,
     "health": 6,
     "knowledge": 6,
@@ -52,6 +53,8 @@ FLOORS = {
 # Neighbours on one floor do not know each other, but for these.
 SIDEWAYS = {
     ("declare", "maintenance"),  # the clock, and names that are free
+    ("adoption", "declare"),  # a row of partition_config, and the door it goes through
+    ("adoption", "maintenance"),  # the clock
     ("events", "keeper"),  # the listeners are thin: what they do is the keeper's
     ("cli", "demo"),
     ("__main__", "cli"),
