@@ -21,7 +21,7 @@ from .catalog import Child, Shape
 from .compare import Remark
 from .declare import Door, ensure_our_tables, forget, row_for
 from .errors import AdoptionRefused, NotManagedError, WindowRangeError
-from .executor import Batch
+from .executor import Batch, Statement
 from .periods import Grid, KeyType, KeyValue
 from .plan import (
     ManagedTable,
@@ -96,14 +96,18 @@ def look(connection: Connection, name: str, given: Mapping[str, Any]) -> Adoptab
             notes.append(
                 f"pg_partman's retention {partman.untold!r} is none that can be ours: say --retention"
             )
-        proposal = propose(
-            key,
-            table.key_type,
-            table.partitions,
-            zones=catalog.session_zones(connection, shape.oid),
-            size=partman.size if partman is not None else None,
-            given=fields,
-        )
+        declared = catalog.partitioned_tables(connection)[schema, plain].policy
+        if declared is not None and not given:
+            proposal = judge(declared, table.key_type, table.partitions)
+        else:
+            proposal = propose(
+                key,
+                table.key_type,
+                table.partitions,
+                zones=catalog.session_zones(connection, shape.oid),
+                size=partman.size if partman is not None else None,
+                given=fields,
+            )
         if "retention" not in given and is_too_short(proposal.policy):
             notes.append(f"pg_partman's retention {proposal.policy.retention!r} is shorter than a partition")
             proposal = dataclasses.replace(proposal, policy=proposal.policy.changed(retention=None))
@@ -119,7 +123,7 @@ def look(connection: Connection, name: str, given: Mapping[str, Any]) -> Adoptab
             session[1],
             shape.nullable,
             partman,
-            catalog.partitioned_tables(connection)[schema, plain].policy,
+            declared,
             _stranded(connection, managed),
             children,
             tuple(notes),
@@ -195,7 +199,11 @@ def batches(connection: Connection, schema: str | None, work: Any) -> list[Batch
     with connection.begin():
         work(Door(sent.append, connection, told, lambda text: None))
     elements = [s if isinstance(s, ddl.Element) else ddl.WrittenOut(s) for s in sent]
-    marks = [executor.transaction(e) for e in elements if isinstance(e, ddl.MarkAdopted)]
+    marks = [
+        executor.transaction(Statement(e.sql(), "SHARE UPDATE EXCLUSIVE on the partitions that it marks"))
+        for e in elements
+        if isinstance(e, ddl.MarkAdopted)
+    ]
     rest = [e for e in elements if not isinstance(e, ddl.MarkAdopted)]
     return [executor.transaction(*rest), *marks]
 

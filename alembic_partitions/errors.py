@@ -57,7 +57,7 @@ class ConfigurationError(PartitionError):
 
 class NotManagedError(PartitionError, LookupError):
     """Table {table} has no row in partition_config, so there is no policy to act on. Declare it in a
-    migration with op.create_partitioned_table(), or correct the name."""
+    migration with op.create_partitioned_table() or op.adopt_partitioned_table(), or correct the name."""
 
     table: str
 

@@ -10,7 +10,7 @@ from typing import Any
 from alembic_partitions import ddl
 from alembic_partitions.adoption import Adoptable
 from alembic_partitions.periods import Grid, KeyValue
-from alembic_partitions.plan import Era, Partition, Stretch, in_order, uncovered
+from alembic_partitions.plan import MARKS, Era, Partition, Stretch, in_order, uncovered
 from alembic_partitions.policy import PartitionPolicy
 
 from .words import policy_words, printable, stretch, when
@@ -30,8 +30,8 @@ def as_text(found: Adoptable, name: str) -> str:
             printable(told), _WIDTH - _LABEL - 2, break_long_words=False, break_on_hyphens=False
         )
         lines += [f"  {label if not n else '':<{_LABEL}}{text}" for n, text in enumerate(wrapped)]
-    if found.declared == found.proposal.policy:
-        return "\n".join([*lines, "", "It is adopted already, by this very policy.", ""])
+    if found.declared is not None:
+        return "\n".join([*lines, "", "It is adopted already.", ""])
     if found.partman is not None and found.partman.maintained:
         lines += ["", "First take it out of pg_partman's hands:", "", f"{ddl.partman_off(found.partman)};"]
     lines += ["", "Then in a migration, or now with --apply:", "", migration_line(found, name), ""]
@@ -138,7 +138,8 @@ def _oddities(found: Adoptable) -> Iterator[tuple[str, str]]:
     if kinds.count("f"):
         yield "children", f"{kinds.count('f')} are foreign tables: never marked, so never removed"
     on_grid = {part.oid for part in found.proposal.on_grid}
-    own = sum(1 for oid in on_grid if oid in found.children and found.children[oid].comment is not None)
+    comments = [found.children[oid].comment for oid in on_grid if oid in found.children]
+    own = sum(1 for comment in comments if comment is not None and not comment.startswith(MARKS))
     if own:
         yield "comments", f"{own} on the grid bear one, which stays: --mark leaves them out"
     if found.nullable:

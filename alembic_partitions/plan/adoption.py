@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any, TypeAlias
 
 import pytz
@@ -44,8 +44,10 @@ _SAMPLE = 40
 #: Edges beyond it tell nothing new, and cost time.
 _MOST = 2_000
 _BEST = 4
+_ROUNDS = 3
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
-_MIDNIGHT = time(0)
+_MIDNIGHT, _EPOCH = time(0), date(1970, 1, 1)
+_MONTHS: Mapping[Interval, int] = {"month": 1, "quarter": 3, "year": 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,10 +187,21 @@ def _best(
         tries += _tries(key, key_type, parts, zones, {**told, **fields})
     if not tries and parts and fields.keys() & {"interval", "every"}:
         tries = list(_tries(key, key_type, parts, zones, fields))
-    newest = {part.oid for part in recent}
+    order = {name: -number for number, name in enumerate(zones)}
     # The first of equals: the simplest.
-    best = max(tries, key=lambda t: (len(t.fitting & newest), len(t.fitting), t.natural), default=None)
+    best = max(tries, key=lambda t: (_era(t, parts), t.natural, order[t.policy.timezone]), default=None)
     return best if best is None else _before_it_drifted(best, tries, key_type, parts)
+
+
+def _era(found: _Try, parts: Sequence[Partition]) -> int:
+    """Return how many fit among the newest, back to where three together do not."""
+    count = odd = 0
+    for part in reversed(parts):
+        odd = 0 if part.oid in found.fitting else odd + 1
+        if odd == 3:
+            break
+        count += not odd
+    return count
 
 
 def _sizes(part: Partition) -> Iterator[Size]:
@@ -227,46 +240,63 @@ def _zones(first: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
 def _tries(
     key: str, key_type: KeyType, parts: Sequence[Partition], zones: Sequence[str], fields: dict[str, Any]
 ) -> Iterator[_Try]:
-    """Yield the policies of one interval that do best by a few edges, held against all partitions."""
+    """Yield policies of one interval, held against all partitions."""
     parts = parts[-_MOST:]
     edges = sorted({edge for part in parts for edge in (part.lower, part.upper) if edge is not None})
-    for wanted in dict.fromkeys(_candidates(key_type, edges, zones, fields)):
-        try:
-            policy = PartitionPolicy(key, **{**dict(wanted), **fields})
-            grid = policy.grid(key_type)
-        except PolicyError:  # hours of a date; naive hours in a zone with clock changes
-            continue
-        fitting = frozenset(part.oid for part in parts if _is_window(grid, part))
-        yield _Try(policy, fitting, policy.day_start == "00:00")
+    sample, tried = _sample(edges), set[tuple[tuple[str, str], ...]]()
+    for _ in range(_ROUNDS):
+        best = _Try(PartitionPolicy(key), frozenset(), natural=False)
+        for wanted in _candidates(key_type, sample, zones, fields):
+            if wanted in tried:
+                continue
+            tried.add(wanted)
+            try:
+                policy = PartitionPolicy(key, **{**dict(wanted), **fields})
+                grid = policy.grid(key_type)
+            except PolicyError:  # hours of a date; naive hours in a zone with clock changes
+                continue
+            fitting = frozenset(part.oid for part in parts if _is_window(grid, part))
+            found = _Try(policy, fitting, policy.day_start == "00:00")
+            best = max(best, found, key=lambda t: len(t.fitting))
+            yield found
+        # What does not fit tells zones apart that the first edges did not.
+        odd = [e for p in parts if p.oid not in best.fitting for e in (p.lower, p.upper) if e is not None]
+        more = [edge for edge in odd if edge not in sample][-_RECENT:]
+        if not best.fitting or not more:
+            return
+        sample += more
 
 
 def _candidates(
-    key_type: KeyType, edges: Sequence[KeyValue], zones: Sequence[str], fields: Mapping[str, Any]
+    key_type: KeyType, sample: Sequence[KeyValue], zones: Sequence[str], fields: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Yield fields of the policies that do best by a few edges."""
     interval, every = fields.get("interval", "day"), fields.get("every", 1)
-    sample = _sample(edges)
     if key_type == "date":
         yield _fields(sample, interval, every, timezone=zones[0])
         return
     if key_type == "timestamp":
         # On the clocks that they were written by; or in UTC, by the clocks of another zone.
         yield _fields(sample, interval, every, timezone=zones[0] if len(zones) == 1 else "UTC")
-        fields = {**fields, "column_timezone": "UTC"}
-    naive = {"column_timezone": "UTC"} if key_type == "timestamp" else {}
-    ranked = []
-    seen = set[tuple[datetime, ...]]()
+    naive: dict[str, Any] = {"column_timezone": "UTC"} if key_type == "timestamp" else {}
+    ranked = dict[tuple[datetime, ...], tuple[str, tuple[int, ...]]]()
     for name in zones:
         walls = tuple(wall_clock(_instant(edge), zone(name)) for edge in sample)
-        if walls not in seen:  # its clocks are another's, as far as these edges can tell
-            seen.add(walls)
-            phases = Counter(_phase(wall, interval, every) for wall in walls)
-            del phases[None]
-            natural = phases[_MIDNIGHT]
-            ranked.append((natural, max(phases.values(), default=0), name, walls))
-    best = sorted(ranked, key=lambda r: -r[0])[:_BEST] + sorted(ranked, key=lambda r: -r[1])[:_BEST]
-    for _, _, name, walls in best:
-        for day_start in (_MIDNIGHT, None):
-            yield _fields(walls, interval, every, day_start, timezone=name, **naive)
+        if walls not in ranked:  # else its clocks are another's, as far as these edges can tell
+            scores = *_scores(walls, interval, every), *_scores(walls[:_RECENT], interval, every)
+            ranked[walls] = name, scores
+    for score in range(4):
+        best = sorted(ranked.items(), key=lambda item: -item[1][1][score])[:_BEST]
+        for walls, (name, _) in best:
+            yield _fields(walls, interval, every, _MIDNIGHT, timezone=name, **naive)
+            yield _fields(walls if score < 2 else walls[:_RECENT], interval, every, timezone=name, **naive)
+
+
+def _scores(walls: Sequence[datetime], interval: Interval, every: int) -> tuple[int, int]:
+    """Return how many of these windows begin at midnight, and at the time of day that most begin at."""
+    phases = Counter(_phase(wall, interval, every) for wall in walls)
+    del phases[None]
+    return phases[_MIDNIGHT], max(phases.values(), default=0)
 
 
 def _fields(
@@ -288,7 +318,7 @@ def _fields(
 
 def _phase(wall: KeyValue, interval: Interval, every: int) -> time | None:
     """Return the begin of a day at which a window can begin at ``wall``, ``None`` if there is none."""
-    if interval in ("month", "quarter", "year") and wall.day != 1:
+    if interval != "hour" and not _is_counted(wall, interval, every):
         return None
     if not isinstance(wall, datetime):
         return _MIDNIGHT
@@ -297,11 +327,23 @@ def _phase(wall: KeyValue, interval: Interval, every: int) -> time | None:
     return time(wall.hour % every, wall.minute) if interval == "hour" else wall.time()
 
 
+def _is_counted(day: date, interval: Interval, every: int) -> bool:
+    """Tell whether a window begins on that day, counted from 1970."""
+    if interval in _MONTHS:
+        months = (day.year - 1970) * 12 + day.month - 1
+        return day.day == 1 and months % (_MONTHS[interval] * every) == 0
+    days = day.toordinal() - _EPOCH.toordinal()
+    if interval == "week":
+        days += (_EPOCH.weekday() - day.weekday()) % 7
+        return days % (7 * every) == 0
+    return days % every == 0
+
+
 def _sample(edges: Sequence[KeyValue]) -> list[KeyValue]:
-    """Return the newest edges, and some of all seasons before."""
+    """Return the newest edges, then some of all seasons before."""
     older = edges[:-_RECENT]
     step = max(len(older) // (_SAMPLE - _RECENT), 1)
-    return [*older[::step], *edges[-_RECENT:]]
+    return [*edges[-_RECENT:], *older[::step]]
 
 
 def _instant(edge: KeyValue) -> datetime:
