@@ -1,7 +1,6 @@
 """Bounds that somebody else has made -> the policy whose windows they are. Pure.
 
-Lengths tell the interval, what the clocks of a zone show at the edges tells the zone and the begin of a day.
-There are 597 zones, so each is first looked at by a few edges; only those that do best are held against all.
+Lengths tell the interval; what the clocks of a zone show at the edges tells the zone and the begin of a day.
 """
 
 from __future__ import annotations
@@ -9,45 +8,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
 import pytz
 
 from alembic_partitions.errors import PolicyError, WindowRangeError
-from alembic_partitions.periods import (
-    WEEKDAYS,
-    Grid,
-    Interval,
-    KeyType,
-    KeyValue,
-    wall_clock,
-    zone,
-)
+from alembic_partitions.periods import Grid, Interval, KeyType, wall_clock, zone
 from alembic_partitions.policy import PartitionPolicy
 
+from .clocks import MIDNIGHT, RECENT, WELL_KNOWN, candidates, instant, sample_of, zones_to_try
 from .values import Partition, in_order
 
 #: An interval and a multiple of it.
 Size: TypeAlias = "tuple[Interval, int]"
 
-# Of zones that fit alike the first is proposed: these are what people mean, more often than their neighbours.
-_WELL_KNOWN = (
-    *("UTC", "Europe/London", "Europe/Berlin", "Europe/Paris", "Europe/Helsinki", "Europe/Istanbul"),
-    *("Europe/Moscow", "America/New_York", "America/Chicago", "America/Denver", "America/Los_Angeles"),
-    *("America/Halifax", "America/Sao_Paulo", "America/Mexico_City", "America/Bogota", "Asia/Dubai"),
-    *("Asia/Kolkata", "Asia/Dhaka", "Asia/Jakarta", "Asia/Shanghai", "Asia/Singapore", "Asia/Tokyo"),
-    *("Australia/Sydney", "Australia/Adelaide", "Australia/Brisbane", "Pacific/Auckland"),
-)
-_RECENT = 12
-_SAMPLE = 40
 #: Edges beyond it tell nothing new, and cost time.
 _MOST = 2_000
-_BEST = 4
 _ROUNDS = 3
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
-_MIDNIGHT, _EPOCH = time(0), date(1970, 1, 1)
-_MONTHS: Mapping[Interval, int] = {"month": 1, "quarter": 3, "year": 12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +84,7 @@ def propose(
     fields = dict(given or {})
     PartitionPolicy(key, **fields)
     parts = _finite(partitions)
-    best = _best(key, key_type, parts, _zones(zones, fields), size, fields)
+    best = _best(key, key_type, parts, zones_to_try(zones, fields), size, fields)
     if best is None:
         interval, every = size or ("day", 1)
         plain = {"interval": interval, "every": every, "timezone": next(iter(zones), "UTC")}
@@ -164,9 +143,6 @@ def _explained(key: str, key_type: KeyType, era: Era, zones: Sequence[str]) -> E
     return Era(era.partitions, best.policy) if best and 2 * len(best.fitting) > len(parts) else era
 
 
-# -- how long --------------------------------------------------------------------------------------------
-
-
 def _best(
     key: str,
     key_type: KeyType,
@@ -176,7 +152,7 @@ def _best(
     fields: dict[str, Any],
 ) -> _Try | None:
     tries: list[_Try] = []
-    recent = parts[-_RECENT:]
+    recent = parts[-RECENT:]
     votes = Counter(found for part in recent for found in _sizes(part))
     enough = max(votes.values(), default=0) / 2
     wanted = {found for found, count in votes.items() if count >= enough} | ({size} if size else set())
@@ -227,26 +203,16 @@ def _sizes(part: Partition) -> Iterator[Size]:
             yield "year", months // 12
 
 
-# -- on whose clocks -------------------------------------------------------------------------------------
-
-
-def _zones(first: Sequence[str], fields: Mapping[str, Any]) -> list[str]:
-    if "timezone" in fields:
-        return [fields["timezone"]]
-    known = [name for name in first if name in pytz.all_timezones_set]
-    return list(dict.fromkeys([*known, *_WELL_KNOWN, *pytz.common_timezones, *pytz.all_timezones]))
-
-
 def _tries(
     key: str, key_type: KeyType, parts: Sequence[Partition], zones: Sequence[str], fields: dict[str, Any]
 ) -> Iterator[_Try]:
     """Yield policies of one interval, held against all partitions."""
     parts = parts[-_MOST:]
     edges = sorted({edge for part in parts for edge in (part.lower, part.upper) if edge is not None})
-    sample, tried = _sample(edges), set[tuple[tuple[str, str], ...]]()
+    sample, tried = sample_of(edges), set[tuple[tuple[str, str], ...]]()
     for _ in range(_ROUNDS):
         best = _Try(PartitionPolicy(key), frozenset(), natural=False)
-        for wanted in _candidates(key_type, sample, zones, fields):
+        for wanted in candidates(key_type, sample, zones, fields):
             if wanted in tried:
                 continue
             tried.add(wanted)
@@ -261,94 +227,10 @@ def _tries(
             yield found
         # What does not fit tells zones apart that the first edges did not.
         odd = [e for p in parts if p.oid not in best.fitting for e in (p.lower, p.upper) if e is not None]
-        more = [edge for edge in odd if edge not in sample][-_RECENT:]
+        more = [edge for edge in odd if edge not in sample][-RECENT:]
         if not best.fitting or not more:
             return
         sample += more
-
-
-def _candidates(
-    key_type: KeyType, sample: Sequence[KeyValue], zones: Sequence[str], fields: Mapping[str, Any]
-) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Yield fields of the policies that do best by a few edges."""
-    interval, every = fields.get("interval", "day"), fields.get("every", 1)
-    if key_type == "date":
-        yield _fields(sample, interval, every, timezone=zones[0])
-        return
-    if key_type == "timestamp":
-        # On the clocks that they were written by; or in UTC, by the clocks of another zone.
-        yield _fields(sample, interval, every, timezone=zones[0] if len(zones) == 1 else "UTC")
-    naive: dict[str, Any] = {"column_timezone": "UTC"} if key_type == "timestamp" else {}
-    ranked = dict[tuple[datetime, ...], tuple[str, tuple[int, ...]]]()
-    for name in zones:
-        walls = tuple(wall_clock(_instant(edge), zone(name)) for edge in sample)
-        if walls not in ranked:  # else its clocks are another's, as far as these edges can tell
-            scores = *_scores(walls, interval, every), *_scores(walls[:_RECENT], interval, every)
-            ranked[walls] = name, scores
-    for score in range(4):
-        best = sorted(ranked.items(), key=lambda item: -item[1][1][score])[:_BEST]
-        for walls, (name, _) in best:
-            yield _fields(walls, interval, every, _MIDNIGHT, timezone=name, **naive)
-            yield _fields(walls if score < 2 else walls[:_RECENT], interval, every, timezone=name, **naive)
-
-
-def _scores(walls: Sequence[datetime], interval: Interval, every: int) -> tuple[int, int]:
-    """Return how many of these windows begin at midnight, and at the time of day that most begin at."""
-    phases = Counter(_phase(wall, interval, every) for wall in walls)
-    del phases[None]
-    return phases[_MIDNIGHT], max(phases.values(), default=0)
-
-
-def _fields(
-    walls: Sequence[KeyValue], interval: Interval, every: int, day_start: time | None = None, **fields: str
-) -> tuple[tuple[str, str], ...]:
-    """Return the fields of a policy whose windows begin when the clocks show these times."""
-    if day_start is None:
-        phases = Counter(_phase(wall, interval, every) for wall in walls)
-        del phases[None]
-        day_start = phases.most_common(1)[0][0] if phases else _MIDNIGHT
-        assert day_start is not None
-    found = {**fields, "day_start": f"{day_start:%H:%M}"}
-    if interval == "week":
-        since = timedelta(hours=day_start.hour, minutes=day_start.minute)
-        weekdays = Counter((wall - since if isinstance(wall, datetime) else wall).weekday() for wall in walls)
-        found["week_start"] = WEEKDAYS[weekdays.most_common(1)[0][0]]
-    return tuple(found.items())
-
-
-def _phase(wall: KeyValue, interval: Interval, every: int) -> time | None:
-    """Return the begin of a day at which a window can begin at ``wall``, ``None`` if there is none."""
-    if interval != "hour" and not _is_counted(wall, interval, every):
-        return None
-    if not isinstance(wall, datetime):
-        return _MIDNIGHT
-    if wall.second or wall.microsecond:
-        return None
-    return time(wall.hour % every, wall.minute) if interval == "hour" else wall.time()
-
-
-def _is_counted(day: date, interval: Interval, every: int) -> bool:
-    """Tell whether a window begins on that day, counted from 1970."""
-    if interval in _MONTHS:
-        months = (day.year - 1970) * 12 + day.month - 1
-        return day.day == 1 and months % (_MONTHS[interval] * every) == 0
-    days = day.toordinal() - _EPOCH.toordinal()
-    if interval == "week":
-        days += (_EPOCH.weekday() - day.weekday()) % 7
-        return days % (7 * every) == 0
-    return days % every == 0
-
-
-def _sample(edges: Sequence[KeyValue]) -> list[KeyValue]:
-    """Return the newest edges, then some of all seasons before."""
-    older = edges[:-_RECENT]
-    step = max(len(older) // (_SAMPLE - _RECENT), 1)
-    return [*edges[-_RECENT:], *older[::step]]
-
-
-def _instant(edge: KeyValue) -> datetime:
-    assert isinstance(edge, datetime)
-    return edge if edge.tzinfo is not None else edge.replace(tzinfo=pytz.utc)
 
 
 def _before_it_drifted(
@@ -369,8 +251,8 @@ def _before_it_drifted(
     tz = zone(made_by.policy.timezone)
     for part in parts if explains else ():
         if part.oid not in made_by.fitting and part.lower is not None:
-            wall = wall_clock(_instant(part.lower), tz)
-            late = wall - datetime.combine(wall.date(), _MIDNIGHT)
+            wall = wall_clock(instant(part.lower), tz)
+            late = wall - datetime.combine(wall.date(), MIDNIGHT)
             if min(late, _DAY - late) > _HOUR:
                 return best
     return made_by if explains else best
@@ -385,11 +267,11 @@ def _also(policy: PartitionPolicy, key_type: KeyType, parts: Sequence[Partition]
         return ()
     grid = policy.grid(key_type)
     fitting = [part for part in parts[-_MOST:] if _is_window(grid, part)]
-    instants = [_instant(edge) for part in fitting for edge in (part.lower, part.upper) if edge is not None]
+    instants = [instant(edge) for part in fitting for edge in (part.lower, part.upper) if edge is not None]
     tz = zone(policy.timezone)
     shown = [wall_clock(instant, tz) for instant in instants]
     # Of UTC there are many by other names.
-    names = dict.fromkeys([*_WELL_KNOWN, *(pytz.common_timezones if policy.timezone != "UTC" else ())])
+    names = dict.fromkeys([*WELL_KNOWN, *(pytz.common_timezones if policy.timezone != "UTC" else ())])
     return tuple(
         name
         for name in names

@@ -1,5 +1,4 @@
 -- A day a partition, made and extended from sessions in UTC; retention '30 days', which only detaches.
--- It missed its 30 March: pg_partman's first maintenance after days without rows left it out.
 CREATE TABLE public.daily_utc (
     id bigint NOT NULL,
     at timestamp with time zone NOT NULL,
