@@ -57,6 +57,7 @@ _REST_BITS = 80
 _FULL = 0x7000_8000_0000_0000_0000
 _PLAIN_RESTS = (0, 0x7000_0000_0000_0000_0000, _FULL)
 _HAS_VERSION = re.compile(r"-7000-[08]000-0{12}'")
+_CANONICAL = len("019d5826-5380-7000-8000-000000000000")
 _INTEGER = re.compile(r"\s*[+-]?\d+\s*")
 
 
@@ -123,15 +124,18 @@ def tick_instant(ticks: int, key_type: KeyType) -> datetime:
 
 def ends(values: Collection[Any], key_type: KeyType) -> tuple[datetime, datetime] | None:
     """Return the first and the last instant of many values, where these compare as they are."""
+    if SQL_TYPES[key_type] == "uuid":
+        with suppress(TypeError):  # UUIDs are not texts
+            texts = [str.lower(value) for value in values]
+            values = texts if {len(value) for value in texts} == {_CANONICAL} else ()
     try:
-        if SQL_TYPES[key_type] == "uuid":
-            # Twice in C: UUIDs themselves compare in Python, and slowly.
-            low, high = (find(map(_AS_INT, values)) >> _REST_BITS for find in (min, max))
-        else:
-            low, high = (operator.index(find(values)) for find in (min, max))
-    except (TypeError, AttributeError):  # texts, which compare otherwise
+        low, high = min(values), max(values)
+    except (TypeError, ValueError):  # of several kinds, or not to be compared
         return None
-    return tick_instant(low, key_type), tick_instant(high, key_type)
+    if isinstance(low, str) and SQL_TYPES[key_type] != "uuid":
+        return None
+    first, last = row_value(low, key_type), row_value(high, key_type)
+    return None if first is None or last is None else (first, last)
 
 
 def doubt(key_type: KeyType) -> str:
@@ -142,9 +146,6 @@ def doubt(key_type: KeyType) -> str:
         unit = key_type.split("_")[1]
         return f" when read as {unit} since 1970, so perhaps counted in another unit"
     return ""
-
-
-_AS_INT = operator.attrgetter("int")
 
 
 def _instant(number: int, key_type: KeyType, up: bool = False) -> datetime | None:

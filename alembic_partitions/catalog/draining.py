@@ -257,17 +257,15 @@ class _Rows:
         return [(*pair, int(row[2])) for pair, row in zip(ends, found, strict=True)]
 
     def count(self, connection: Connection, low: KeyValue, high: KeyValue) -> int:
-        counting = self._of(func.count()).where(self.key >= self._value(low), self.key < self._value(high))
+        begin, end = key_literal(low, self.key_type), key_literal(high, self.key_type, upper=True)
+        counting = self._of(func.count()).where(self.key >= begin, self.key < end)
         return int(connection.execute(counting).scalar_one())
 
     def within(self, low: KeyValue, high: KeyValue) -> ColumnElement[bool]:
-        return self.key.between(self._value(low), self._value(high))
+        return self.key.between(key_literal(low, self.key_type), key_literal(high, self.key_type))
 
     def _of(self, what: ColumnElement[Any]) -> Select[Any]:
         return select(what).select_from(self.table)
-
-    def _value(self, value: KeyValue) -> ColumnElement[Any]:
-        return key_literal(value, self.key_type)
 
 
 def key_of_text(printed: str, key_type: KeyType) -> KeyValue:

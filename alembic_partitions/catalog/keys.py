@@ -40,11 +40,11 @@ def key_column(name: str, key_type: KeyType) -> ColumnClause[Any]:
     return column(name, _TYPES[keys.SQL_TYPES[key_type]])
 
 
-def key_literal(value: KeyValue, key_type: KeyType) -> ColumnElement[Any]:
+def key_literal(value: KeyValue, key_type: KeyType, upper: bool = False) -> ColumnElement[Any]:
     """Return a key value as a parameter."""
     # As text: each driver has its own idea of the year 1.
     encoded = isinstance(value, datetime) and keys.is_encoded(key_type)
-    written = keys.bound_text(value, key_type) if encoded else value.isoformat()  # type: ignore[arg-type]
+    written = keys.bound_text(value, key_type, upper) if encoded else value.isoformat()  # type: ignore[arg-type]
     text_value = bindparam(None, written, type_=Text(), unique=True)
     return cast(cast(text_value, Text()), _TYPES[keys.SQL_TYPES[key_type]])
 

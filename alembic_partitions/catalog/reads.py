@@ -19,6 +19,7 @@ from alembic_partitions.compare import Relation
 from alembic_partitions.errors import ConfigurationError
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import (
+    CONFIG_ADDED,
     CONFIG_MARK,
     MARKS,
     PARENT_LOCK_CLASS,
@@ -33,8 +34,6 @@ from . import queries
 from .values import fitted, managed_table, partition_of
 
 CONFIG_TABLE = "partition_config"
-# Texts that a partition_config of an earlier version lacks until the next migration: NULL there.
-_LATER_COLUMNS = ("epoch",)
 
 _SETTINGS = ("TimeZone", "DateStyle")
 _UTC_AND_ISO = ("UTC", "ISO, YMD")
@@ -123,9 +122,9 @@ def read_snapshot(
     """
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
-    named = [name for name in names if name not in _LATER_COLUMNS]
+    named = [name for name in names if name not in CONFIG_ADDED]
     config = table(CONFIG_TABLE, *map(column, named), schema=config_schema).alias("config")
-    later = [func.to_jsonb(literal_column("config")).op("->>")(name).label(name) for name in _LATER_COLUMNS]
+    added = [func.to_jsonb(literal_column("config")).op("->>")(name).label(name) for name in CONFIG_ADDED]
     session = select(
         func.now().label("now"),
         func.pg_is_in_recovery().label("in_recovery"),
@@ -135,7 +134,7 @@ def read_snapshot(
     parents = queries.PARENTS.subquery("parents")
     same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
     rows = connection.execute(
-        select(session.c.now, session.c.in_recovery, session.c.user, config, *later, parents)
+        select(session.c.now, session.c.in_recovery, session.c.user, config, *added, parents)
         .select_from(session.outerjoin(config, true()).outerjoin(parents, same))
         .order_by(config.c.table_schema, config.c.table_name)
     ).all()

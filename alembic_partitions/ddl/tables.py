@@ -57,10 +57,6 @@ _CHECKS = {
 }
 
 
-#: Columns that a partition_config of an earlier version lacks.
-LATER_COLUMNS = ("epoch",)
-
-
 def column_check(name: str) -> str:
     """Return the CHECK constraint of a column, as it stands in DDL."""
     return f"CONSTRAINT partition_config_{name}_check CHECK ({_CHECKS[name]})"

@@ -41,6 +41,7 @@ from .repairing import (
 from .retention import is_healing, is_too_short, names_of, plan_restore, plan_retention
 from .runway import Runway, Stretch, instant_of, local, runway_of, uncovered
 from .values import (
+    CONFIG_ADDED,
     CONFIG_MARK,
     DETACHED_MARK,
     DETACHING_MARK,
@@ -64,6 +65,7 @@ from .values import (
 )
 
 __all__ = [
+    "CONFIG_ADDED",
     "CONFIG_MARK",
     "DETACHED_MARK",
     "DETACHING_MARK",

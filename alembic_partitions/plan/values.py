@@ -20,6 +20,8 @@ MARKS = "alembic_partitions: "
 #: The comments that make our two tables ours; the number is the layout's version.
 CONFIG_MARK = f"{MARKS}configuration, layout 1"
 RUNS_MARK = f"{MARKS}runs, layout 1"
+#: Texts that a partition_config of an earlier version lacks until the next declaration adds them: NULL there.
+CONFIG_ADDED = ("epoch",)
 #: Begins the comment of every partition that we make; who made it follows.
 PARTITION_MARK = f"{MARKS}made by "
 #: Begins the comment of one that restore has attached again; when follows.

@@ -214,6 +214,8 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def app(database: Database, any_driver: str, engine: Engine, kind: Kind) -> Iterator[App]:
     rules = PartitionPolicy("at", timezone="Pacific/Auckland", premake=2, epoch=kind.epoch)
     apps.declare(engine, "odds", rules, key_type=kind.column)
+    # It is none of these keys' business.
+    run(engine, f"ALTER DATABASE {database.name} SET DateStyle = 'German'")
     with running(database, any_driver) as app:
         yield app
 

@@ -184,8 +184,11 @@ def test_many_values_are_told_by_their_ends_where_these_compare() -> None:
         utc("1970-01-01 00:00:00.005"),
         utc("1970-01-01 00:00:00.007"),
     )
+    told = [str(some[0]), str(some[1]).upper(), str(some[2])]
+    assert keys.ends(told, "uuidv7") == keys.ends(some, "uuidv7")
     texts: list[tuple[list[Any], Any]] = [
         ([*some, str(some[0])], "uuidv7"),
+        ([*told, f"{{{some[0]}}}"], "uuidv7"),
         (["10", "9"], "epoch_s"),
         ([1, "2"], "epoch_s"),
     ]
