@@ -52,6 +52,11 @@ class Adoptable:
     children: Mapping[int, Child] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def fits(self) -> bool:
+        """Whether anything tells that the policy is the right one."""
+        return bool(self.proposal.on_grid or (self.partman is not None and self.partman.size))
+
 
 def look(connection: Connection, name: str, given: Mapping[str, Any]) -> Adoptable | None:
     """Look at a table, and find the policy that fits it; ``None`` where there is no such table.
@@ -75,6 +80,13 @@ def look(connection: Connection, name: str, given: Mapping[str, Any]) -> Adoptab
         fields = {**told, **given}
         if shape.key_type in _INTEGERS:
             fields["epoch"] = fields.get("epoch") or _epoch(children)
+            if fields["epoch"] is None:
+                raise AdoptionRefused(
+                    table=f"{schema}.{plain}",
+                    problem=f"its bounds do not tell whether column {key!r}, of type {shape.key_type}, is a"
+                    " time",
+                    remedy="If it counts since 1970-01-01 UTC, say what: --epoch.",
+                )
         table = described(connection, schema, plain, PartitionPolicy(key, epoch=fields.get("epoch")))
         assert table.key_type is not None
         notes = [f"part_config in schema {where} cannot be read by this role" for where in unread]

@@ -21,7 +21,7 @@ from alembic_partitions.talk import shown_log
 
 from .connecting import visit
 from .door import EXIT_OK, Call, Command, alembic_options, main, say
-from .fitting import as_json, as_text
+from .fitting import NOTHING_FITS, SAY_WHICH, as_json, as_text
 from .reporting import line, refuse
 
 
@@ -96,7 +96,7 @@ def adopt(
     if in_json:
         click.echo(json.dumps([as_json(database, found) for database, found in looked], indent=2))
     else:
-        click.echo("\n".join(as_text(found, table) for _, found in looked), nl=False)
+        click.echo("\n".join(as_text(found, table, order.decided) for _, found in looked), nl=False)
     return EXIT_OK
 
 
@@ -109,6 +109,11 @@ class _Order:
     schema: str | None
     mark: bool
     beside_partman: bool
+
+    @property
+    def decided(self) -> bool:
+        """Whether a person has said what windows are meant."""
+        return bool(self.given.keys() & {"interval", "every", "timezone", "day_start", "week_start"})
 
     def look(self, connection: Connection) -> Adoptable | None:
         return adoption.look(connection, self.table, self.given)
@@ -131,6 +136,8 @@ class _Order:
 
     def _batches(self, connection: Connection, found: Adoptable) -> list[Batch]:
         there, policy = found.table, found.proposal.policy
+        if not (found.fits or self.decided):
+            raise AdoptionRefused(table=there, problem=NOTHING_FITS, remedy=SAY_WHICH.capitalize())
 
         def work(door: Door) -> None:
             adoption.adopt(

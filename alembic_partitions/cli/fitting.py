@@ -17,13 +17,18 @@ from .words import policy_words, printable, stretch, when
 
 _WIDTH = 80
 _LABEL = 13
+NOTHING_FITS = "no policy has these partitions for its windows"
+SAY_WHICH = "say which is meant, with --interval, --every, --timezone, --day-start."
 #: Of zones that fit alike so many are named, and of what has no end of them.
 _NAMED = 3
 _MOST = 8
 
 
-def as_text(found: Adoptable, name: str) -> str:
-    """Return what is to be known of a table before it is adopted, and the line of a migration."""
+def as_text(found: Adoptable, name: str, given: bool) -> str:
+    """Return what is to be known of a table before it is adopted, and the line of a migration.
+
+    :param given: a person has said what interval or zone is meant.
+    """
     lines = [f"{printable(str(found.table))}, partitioned by {printable(found.partition_by)}"]
     for label, told in _findings(found):
         wrapped = textwrap.wrap(
@@ -32,6 +37,8 @@ def as_text(found: Adoptable, name: str) -> str:
         lines += [f"  {label if not n else '':<{_LABEL}}{text}" for n, text in enumerate(wrapped)]
     if found.declared is not None:
         return "\n".join([*lines, "", "It is adopted already.", ""])
+    if not (found.fits or given):
+        return "\n".join([*lines, "", f"{NOTHING_FITS}: {SAY_WHICH}", ""])
     if found.partman is not None and found.partman.maintained:
         lines += ["", "First take it out of pg_partman's hands:", "", f"{ddl.partman_off(found.partman)};"]
     lines += ["", "Then in a migration, or now with --apply:", "", migration_line(found, name), ""]
@@ -134,9 +141,9 @@ def _findings(found: Adoptable) -> Iterator[tuple[str, str]]:
 def _oddities(found: Adoptable) -> Iterator[tuple[str, str]]:
     kinds = [child.kind for child in found.children.values()]
     if kinds.count("p"):
-        yield "children", f"{kinds.count('p')} are partitioned themselves: ours are not"
+        yield "children", f"{kinds.count('p')} partitioned in turn, which ours will not be"
     if kinds.count("f"):
-        yield "children", f"{kinds.count('f')} are foreign tables: never marked, so never removed"
+        yield "children", f"{kinds.count('f')} foreign, which --mark leaves out"
     on_grid = {part.oid for part in found.proposal.on_grid}
     comments = [found.children[oid].comment for oid in on_grid if oid in found.children]
     own = sum(1 for comment in comments if comment is not None and not comment.startswith(MARKS))

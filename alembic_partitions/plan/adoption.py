@@ -26,6 +26,8 @@ Size: TypeAlias = "tuple[Interval, int]"
 #: Edges beyond it tell nothing new, and cost time.
 _MOST = 2_000
 _ROUNDS = 3
+#: Nobody has partitions of 1985 and none after it: smaller integers are numbers.
+_FIRST_SECOND = 500_000_000
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -112,11 +114,11 @@ def judge(policy: PartitionPolicy, key_type: KeyType, partitions: Iterable[Parti
 
 
 def guess_epoch(bounds: Sequence[int]) -> str | None:
-    """Tell what integers count since 1970, by their size; ``None`` where there are none."""
-    newest = max(bounds, key=abs, default=0)
+    """Tell what integers count since 1970, by their size; ``None`` if it is no such time, but a number."""
+    newest = max(bounds, default=0)
     for unit, most in (("s", 10**11), ("ms", 10**14), ("us", 10**17)):
-        if abs(newest) < most:
-            return unit if newest else None
+        if newest < most:
+            return unit if newest >= _FIRST_SECOND else None
     return "ns"
 
 

@@ -417,6 +417,25 @@ def test_a_table_that_is_not_there_a_policy_of_another_column_and_one_of_ours(
         adopt(engine, policy=PartitionPolicy("at", premake=6))
 
 
+def test_numbers_that_are_no_times_are_not_taken_for_them(engine: Engine, call: Any) -> None:
+    run(engine, "CREATE TABLE ids (k bigint) PARTITION BY RANGE (k)")
+    run(engine, "CREATE TABLE ids_1 PARTITION OF ids FOR VALUES FROM (0) TO (1000000)")
+    done = call("--table", "ids", "--apply")
+    assert done.code == cli.EXIT_FAILED
+    assert "do not tell whether column 'k', of type bigint, is a time" in done.err
+
+
+def test_a_policy_that_fits_nothing_is_taken_only_from_a_person(engine: Engine, call: Any) -> None:
+    run(engine, "CREATE TABLE events (at timestamptz NOT NULL) PARTITION BY RANGE (at)")
+    odd = "FROM ('2026-04-01 03:07:41+00') TO ('2026-04-05 09:11+00')"
+    run(engine, f"CREATE TABLE events_1 PARTITION OF events FOR VALUES {odd}")
+    assert "no policy has these partitions for its windows: say which" in call("--table", "events").out
+    assert "no policy has these" in call("--table", "events", "--apply").err
+    done = call("--table", "events", "--apply", "--interval", "day", "--timezone", "UTC", "--premake", "1")
+    assert done.code == cli.EXIT_OK, done.err
+    assert partitions(engine, "events") == ["events_1", "events_2026_04_05_091100z", "events_2026_04_06"]
+
+
 # -- from a terminal -------------------------------------------------------------------------------------
 
 
