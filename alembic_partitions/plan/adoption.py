@@ -163,6 +163,8 @@ def _best(
         if any(fields.get(name, value) != value for name, value in told.items()):
             continue
         tries += _tries(key, key_type, parts, zones, {**told, **fields})
+        if tries and len(tries[-1].fitting) == len(parts):
+            break
     if not tries and parts and fields.keys() & {"interval", "every"}:
         tries = list(_tries(key, key_type, parts, zones, fields))
     order = {name: -number for number, name in enumerate(zones)}
@@ -227,6 +229,8 @@ def _tries(
             found = _Try(policy, fitting, policy.day_start == "00:00")
             best = max(best, found, key=lambda t: len(t.fitting))
             yield found
+            if len(fitting) == len(parts):  # none can do better, and those that follow are not simpler
+                return
         # What does not fit tells zones apart that the first edges did not.
         odd = [e for p in parts if p.oid not in best.fitting for e in (p.lower, p.upper) if e is not None]
         more = [edge for edge in odd if edge not in sample][-RECENT:]
@@ -269,9 +273,9 @@ def _also(policy: PartitionPolicy, key_type: KeyType, parts: Sequence[Partition]
         return ()
     grid = policy.grid(key_type)
     fitting = [part for part in parts[-_MOST:] if _is_window(grid, part)]
-    instants = [instant(edge) for part in fitting for edge in (part.lower, part.upper) if edge is not None]
-    tz = zone(policy.timezone)
-    shown = [wall_clock(instant, tz) for instant in instants]
+    edges = dict.fromkeys(edge for part in fitting for edge in (part.lower, part.upper) if edge is not None)
+    instants = [instant(edge) for edge in edges]
+    shown = [wall_clock(i, zone(policy.timezone)) for i in instants]
     # Of UTC there are many by other names.
     names = dict.fromkeys([*WELL_KNOWN, *(pytz.common_timezones if policy.timezone != "UTC" else ())])
     return tuple(

@@ -33,7 +33,7 @@ _MONTHS: Mapping[Interval, int] = {"month": 1, "quarter": 3, "year": 12}
 def candidates(
     key_type: KeyType, sample: Sequence[KeyValue], zones: Sequence[str], fields: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, str], ...]]:
-    """Yield fields of the policies that do best by a few edges."""
+    """Yield fields of the policies that do best by a few edges: those that begin at midnight come first."""
     interval, every = fields.get("interval", "day"), fields.get("every", 1)
     if key_type == "date":
         yield _fields(sample, interval, every, timezone=zones[0])
@@ -51,8 +51,9 @@ def candidates(
     for score in range(4):
         best = sorted(ranked.items(), key=lambda item: -item[1][1][score])[:_BEST]
         for walls, (name, _) in best:
-            yield _fields(walls, interval, every, MIDNIGHT, timezone=name, **naive)
-            yield _fields(walls if score < 2 else walls[:RECENT], interval, every, timezone=name, **naive)
+            begin = None if score % 2 else MIDNIGHT
+            shown = walls if score < 2 else walls[:RECENT]
+            yield _fields(shown, interval, every, begin, timezone=name, **naive)
 
 
 def _scores(walls: Sequence[datetime], interval: Interval, every: int) -> tuple[int, int]:

@@ -464,6 +464,33 @@ def test_a_proposal_is_told_in_80_columns_and_changes_nothing(engine: Engine, ca
     assert catalog(engine) == before
 
 
+def test_children_that_adopting_cannot_deal_with_are_told(engine: Engine, call: Any) -> None:
+    by_hand(engine)
+    next_day = "FROM ('2026-04-08 00:00Z') TO ('2026-04-09 00:00Z')"
+    last = "FROM ('2026-04-09 00:00Z') TO ('2026-04-10 00:00Z')"
+    run(
+        engine,
+        f"CREATE TABLE deep PARTITION OF events FOR VALUES {next_day} PARTITION BY LIST (note)",
+        "CREATE EXTENSION file_fdw",
+        "CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
+        f"CREATE FOREIGN TABLE far PARTITION OF events FOR VALUES {last}"
+        " SERVER files OPTIONS (filename '/x')",
+        "ALTER TABLE events ALTER COLUMN at DROP NOT NULL",
+        "COMMENT ON TABLE events_2 IS 'mine'",
+    )
+    said = call("--table", "events").out
+    for told in (
+        "children     1 partitioned in turn, which ours will not be\n",
+        "children     1 foreign, which --mark leaves out\n",
+        "comments     1 on the grid bear one, which stays: --mark leaves them out\n",
+        "key          it may be NULL: such rows find a DEFAULT partition or none\n",
+    ):
+        assert told in said
+    assert call("--table", "events", "--apply", "--mark", "--premake", "1").code == cli.EXIT_OK
+    assert "far" not in comments(engine)
+    assert comments(engine)["deep"].endswith("made by adopt")
+
+
 def test_a_dry_run_prints_what_is_sent(engine: Engine, call: Any) -> None:
     by_hand(engine)
     before = catalog(engine)
