@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection
 
@@ -23,6 +23,8 @@ from alembic_partitions.plan import (
 from alembic_partitions.policy import PartitionPolicy
 
 from .looking import described, partitioned
+
+T = TypeVar("T")
 
 #: Windows before now that a script of --sql can mark: it cannot look which there are.
 MARKED_OFFLINE = 1_000
@@ -68,9 +70,11 @@ def adopt(
     if declared is None:
         door.execute(row_for(home, ddl.text_literal(there), name, policy))
     if mark and table.key_type is not None:
-        windows = [(p.lower, p.upper) for p in judge(policy, table.key_type, table.partitions).on_grid]
-        for chunk in _chunks([(a, b) for a, b in windows if a is not None and b is not None]):
-            door.execute(ddl.MarkAdopted(there, name, chunk, table.key_type))
+        on_grid = {part.oid for part in judge(policy, table.key_type, table.partitions).on_grid}
+        with catalog.utc_settings(connection):
+            children = catalog.read_children(connection, int(table.oid or 0))
+        for chunk in _chunks([child.bound for oid, child in children.items() if oid in on_grid]):
+            door.execute(ddl.MarkAdopted(there, name, chunk))
 
 
 def unadopt(door: Door, schema: str | None, name: str) -> None:
@@ -174,11 +178,11 @@ def _mark_unseen(
         f"-- alembic_partitions: of the partitions from {windows[-1][0]} to {windows[0][1]} those that are"
         f" windows are marked; others with `alembic-partitions adopt --table {name} --apply --mark`\n"
     )
-    for chunk in _chunks(windows):
-        door.execute(ddl.MarkAdopted(schema, name, chunk, key_type))
+    for chunk in _chunks([ddl.printed_bounds(begin, end, key_type) for begin, end in windows]):
+        door.execute(ddl.MarkAdopted(schema, name, chunk))
 
 
-def _backwards(grid: Grid, here: KeyValue, ahead: int) -> Any:
+def _backwards(grid: Grid, here: KeyValue, ahead: int) -> Iterator[tuple[KeyValue, KeyValue]]:
     """Yield windows from some after ``here`` on, the newest first, as far as the calendar goes."""
     try:
         window = grid.at(here)
@@ -191,5 +195,5 @@ def _backwards(grid: Grid, here: KeyValue, ahead: int) -> Any:
         return
 
 
-def _chunks(windows: Sequence[tuple[KeyValue, KeyValue]]) -> list[Sequence[tuple[KeyValue, KeyValue]]]:
-    return [windows[n : n + _MARKS_AT_ONCE] for n in range(0, len(windows), _MARKS_AT_ONCE)]
+def _chunks(found: Sequence[T]) -> list[Sequence[T]]:
+    return [found[n : n + _MARKS_AT_ONCE] for n in range(0, len(found), _MARKS_AT_ONCE)]

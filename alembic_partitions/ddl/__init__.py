@@ -1,6 +1,6 @@
 """Every write: our two tables, and DDL elements quoted in the last step, by SQLAlchemy's preparer."""
 
-from .adoption import ADOPTED_MARK, MarkAdopted, UnmarkAdopted, WrittenOut, partman_off
+from .adoption import ADOPTED_MARK, MarkAdopted, UnmarkAdopted, WrittenOut, partman_off, printed_bounds
 from .children import (
     AttachIndex,
     BuildIndex,
@@ -146,6 +146,7 @@ __all__ = [
     "config_table",
     "partition_elements",
     "partman_off",
+    "printed_bounds",
     "qualified",
     "quote",
     "runs_table",

@@ -33,16 +33,16 @@ class MarkAdopted(Element):
 
     home: str | None
     name: str
-    bounds: Iterable[tuple[KeyValue, KeyValue]]
-    key_type: KeyType
+    #: As PostgreSQL prints them under UTC and ISO.
+    bounds: Iterable[str]
 
     def sql(self) -> str:
-        told = ", ".join(quoted_text(_printed(*pair, self.key_type)) for pair in self.bounds)
+        # It puts quotes around some constants, and not around others.
+        told = ", ".join(quoted_text(bound.replace("'", "")) for bound in self.bounds)
         return _for_each(
             self.home,
             self.name,
             "c.relkind IN ('r', 'p') AND NOT i.inhdetachpending AND d.description IS NULL\n"
-            # PostgreSQL puts quotes around some constants, and not around others.
             f"    AND replace(pg_get_expr(c.relpartbound, 0), '''', '') = ANY (ARRAY[{told}]::text[])",
             quoted_text(ADOPTED_MARK),
         )
@@ -67,10 +67,10 @@ def partman_off(found: PartmanSet) -> str:
     )
 
 
-def _printed(lower: KeyValue, upper: KeyValue, key_type: KeyType) -> str:
-    """Write bounds as PostgreSQL prints them under UTC and ISO, without quotes."""
+def printed_bounds(lower: KeyValue, upper: KeyValue, key_type: KeyType) -> str:
+    """Write bounds as PostgreSQL prints them under UTC and ISO, but for quotes."""
     begin, end = bound_literal(lower, key_type), bound_literal(upper, key_type, upper=True)
-    return f"FOR VALUES FROM ({begin}) TO ({end})".replace("'", "")
+    return f"FOR VALUES FROM ({begin}) TO ({end})"
 
 
 def _for_each(home: str | None, name: str, condition: str, comment: str) -> str:

@@ -271,6 +271,33 @@ def test_what_a_migration_adopts_its_downgrade_lets_go_of_and_all_is_as_before(e
         op.unadopt_partitioned_table("events")
 
 
+@pytest.mark.parametrize(
+    ("key", "lower", "upper", "policy"),
+    [
+        ("date", "2026-04-05", "2026-04-06", {}),
+        ("timestamp", "2026-04-05 00:00", "2026-04-06 00:00", {}),
+        ("int", 1775347200, 1775433600, {"epoch": "s"}),
+        ("bigint", 1775347200000, 1775433600000, {"epoch": "ms"}),
+        ("uuid", "019d5af0-7000-%", "019d6016-cc00-%", {}),
+        ("uuid", "019d5af0-7000-7%", "019d6016-cc00-7%", {}),
+    ],
+)
+def test_marks_find_their_partitions_whatever_the_key(
+    engine: Engine, key: str, lower: object, upper: object, policy: Any
+) -> None:
+    def bound(value: object) -> str:
+        full = "7000-8000-000000000000" if str(value).endswith("-7%") else "0000-0000-000000000000"
+        return str(value).replace("-7%", f"-{full}").replace("-%", f"-{full}")
+
+    run(
+        engine,
+        f"CREATE TABLE events (at {key} NOT NULL) PARTITION BY RANGE (at)",
+        f"CREATE TABLE day PARTITION OF events FOR VALUES FROM ('{bound(lower)}') TO ('{bound(upper)}')",
+    )
+    adopt(engine, policy=PartitionPolicy("at", **policy), mark=True)
+    assert comments(engine) == {"day": f"{PARTITION_MARK}adopt"}
+
+
 def test_adopting_makes_nothing_by_itself_and_what_runs_have_made_since_stays(engine: Engine) -> None:
     by_hand(engine)
     before = partitions(engine, "events")
