@@ -195,7 +195,9 @@ def _windows(found: Adoptable) -> str:
     steps = sorted(found.plan.steps, key=lambda s: s.lower)
     grid = found.table.grid
     if not steps:
-        return "nothing is missing: partitions reach to the end of the horizon"
+        end = _bounded(found)[-1].upper if _bounded(found) else None
+        begin = "" if end is None else f"; our windows begin at {when(grid, end)}"
+        return f"nothing is missing yet{begin}"
     count = "1 window is" if len(steps) == 1 else f"{len(steps)} windows are"
     return f"{count} missing: {when(grid, steps[0].lower)} to {when(grid, steps[-1].upper)}"
 
