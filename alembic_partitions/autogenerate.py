@@ -26,12 +26,13 @@ from alembic.operations.ops import (
 from alembic.util import CommandError, PriorityDispatchResult
 from sqlalchemy import Column, ForeignKeyConstraint, Table
 
-from . import catalog, ddl
+from . import adoption, catalog, ddl
 from .catalog import TableKey
-from .compare import Alter, Relation, Remark, compare
+from .compare import Adopt, Alter, Relation, Remark, compare
 from .errors import PartitionError
 from .operations import (
     CONCURRENTLY,
+    AdoptPartitionedTableOp,
     AlterPartitionPolicyOp,
     CreatePartitionedIndexOp,
     CreatePartitionedTableOp,
@@ -141,6 +142,11 @@ def compare_table(
         for difference in differences:
             if isinstance(difference, Alter):
                 found.added.append(_altered(name, schema, difference))
+            elif isinstance(difference, Adopt):
+                assert context.connection is not None
+                remark = adoption.remark_on(context.connection, schema, name, difference.policy)
+                found.added += [PartitionRemarkOp(name, schema, remark)] if remark is not None else []
+                found.added.append(AdoptPartitionedTableOp(name, difference.policy, schema=schema))
             elif isinstance(difference, Remark):
                 found.added.append(PartitionRemarkOp(name, schema, difference))
         for index in sorted(relation.invalid_indexes & {str(index.name) for index in model.indexes}):

@@ -60,6 +60,13 @@ class Declare:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """The table is there, partitioned by the key of this policy, by other means than ours."""
+
+    policy: PartitionPolicy
+
+
+@dataclass(frozen=True, slots=True)
 class Alter:
     """Fields of the policy have changed: new values, and those before."""
 
@@ -81,7 +88,7 @@ class Remark:
 _NAME = r'"((?:[^"]|"")+)"|(\w+)'
 _PLAIN = re.compile(rf"\s*(?P<by>\w+)\s*\(\s*(?P<on>(?:{_NAME})(?:\s*,\s*(?:{_NAME}))*)\s*\)\s*")
 
-Difference: TypeAlias = "Declare | Alter | Remark"
+Difference: TypeAlias = "Declare | Adopt | Alter | Remark"
 
 
 def compare(table: Table, found: Relation | None) -> list[Difference]:
@@ -116,14 +123,7 @@ def compare(table: Table, found: Relation | None) -> list[Difference]:
         ]
     before = found.policy
     if before is None:
-        return [
-            Remark(
-                f"{table.fullname} is partitioned as its model says, but not managed: partition_config has"
-                " no row for it.",
-                "A table that was partitioned by other means cannot be adopted yet. Until it can, leave the"
-                " policy out of its model and say postgresql_partition_by there.",
-            )
-        ]
+        return [Adopt(policy)]
     return _changes(table, before, policy, found.has_partitions)
 
 

@@ -5,10 +5,18 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .adoption import (
+    Child,
+    Shape,
+    read_children,
+    read_partman,
+    read_shape,
+    session_zones,
+)
 from .belongings import (
     read_belongings,
-    read_children,
     read_ends,
+    read_parts,
 )
 from .children import (
     family_of,
@@ -86,12 +94,14 @@ from .values import (
 
 __all__ = [
     "Blocker",
+    "Child",
     "Figures",
     "Leftover",
     "Level",
     "Removable",
     "Rows",
     "Run",
+    "Shape",
     "Snapshot",
     "StandingIndex",
     "TableKey",
@@ -128,8 +138,11 @@ __all__ = [
     "read_ends",
     "read_family",
     "read_key",
+    "read_partman",
+    "read_parts",
     "read_removable",
     "read_session",
+    "read_shape",
     "read_snapshot",
     "read_source",
     "read_stagings",
@@ -139,6 +152,7 @@ __all__ = [
     "rows_within",
     "schema_exists",
     "see_all_rows",
+    "session_zones",
     "shown_tables",
     "standing",
     "standing_index",

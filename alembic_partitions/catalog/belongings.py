@@ -22,7 +22,6 @@ from sqlalchemy.engine import Row
 from alembic_partitions.periods import KeyType
 from alembic_partitions.plan import (
     Belongings,
-    Child,
     Ends,
     OwnCheck,
     OwnColumn,
@@ -31,6 +30,7 @@ from alembic_partitions.plan import (
     OwnPolicy,
     OwnStatistics,
     OwnTrigger,
+    Part,
     Publication,
     Reader,
 )
@@ -312,10 +312,10 @@ def read_ends(connection: Connection, of: Belongings, key: str, key_type: KeyTyp
     return Ends(oldest, newest, printed, has_null, endless=oldest is None or newest is None)
 
 
-def read_children(connection: Connection, of: Belongings) -> list[Child]:
+def read_parts(connection: Connection, of: Belongings) -> list[Part]:
     """Return the partitions of a table, and which of them hold rows; under
     :func:`~alembic_partitions.catalog.see_all_rows`."""
     return [
-        Child(**row._mapping, has_rows=has_rows(connection, row.schema, row.name))
+        Part(**row._mapping, has_rows=has_rows(connection, row.schema, row.name))
         for row in connection.execute(_CHILDREN, {"oid": of.oid}).all()
     ]

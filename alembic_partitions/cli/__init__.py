@@ -4,7 +4,7 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import converting, keeping, looking, maintaining, migrating, repairing, showing
+from . import adopting, converting, keeping, looking, maintaining, migrating, repairing, showing
 from .door import (
     CHECK_CRITICAL,
     CHECK_OK,
@@ -26,6 +26,7 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_OK",
     "EXIT_USAGE",
+    "adopting",
     "converting",
     "keeping",
     "looking",

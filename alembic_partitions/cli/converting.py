@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from alembic_partitions import conversion
-from alembic_partitions.periods import INTERVALS
-from alembic_partitions.policy import Epoch, PartitionPolicy
+from alembic_partitions.policy import PartitionPolicy
 from alembic_partitions.talk import shown_log
 
 from .connecting import visit
-from .door import EXIT_OK, Call, Command, alembic_options, busy, main, say
+from .door import EXIT_OK, Call, busy, main, say
+from .options import one_table_options, policy_options, split_name
 from .reporting import tell, tell_scripts
-
-
-def one_table_options(command: Command) -> Command:
-    """Add what a command takes that works on one table."""
-    for option in (
-        click.option(
-            "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
-        ),
-        click.option("--schema", help="Where partition_config is, or is to be made."),
-        click.option("--table", required=True, help="The table, [schema.]name."),
-        click.option("--json", "as_json", is_flag=True, help="Machine-readable, to stdout."),
-        alembic_options,
-    ):
-        command = option(command)
-    return command
-
-
-def policy_options(command: Command) -> Command:
-    """Add the fields of a policy that people give by hand; the others can be changed afterwards."""
-    for option in (
-        click.option("--retention", help='How long rows are kept, as "90 days" (default: for ever).'),
-        click.option("--premake", type=click.IntRange(min=0), help="Windows that stand ready ahead."),
-        click.option("--week-start", help="The weekday on which a week begins."),
-        click.option("--day-start", help='When a day begins, as "06:00".'),
-        click.option("--timezone", help="IANA zone in whose time windows begin (default: UTC)."),
-        click.option(
-            "--epoch",
-            type=click.Choice(get_args(Epoch)),
-            help="What an integer key counts since 1970.",
-        ),
-        click.option("--every", type=click.IntRange(min=1), help="How many intervals make a window."),
-        click.option("--interval", type=click.Choice(INTERVALS), help="Length of a window (default: day)."),
-    ):
-        command = option(command)
-    return command
-
-
-def split_name(table: str) -> tuple[str | None, str]:
-    """Read ``[schema.]name``."""
-    schema, dot, name = table.partition(".")
-    return (schema, name) if dot else (None, schema)
 
 
 @main.command()

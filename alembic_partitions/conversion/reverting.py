@@ -13,7 +13,7 @@ from alembic_partitions.errors import ConversionRefused, WorkFailed
 from alembic_partitions.locks import one_conversion
 from alembic_partitions.maintenance import Report, TableResult
 from alembic_partitions.naming import partition_name
-from alembic_partitions.plan import Belongings, Child, Reversal, heir_of, plan_reversal, refuse_reversal
+from alembic_partitions.plan import Belongings, Part, Reversal, heir_of, plan_reversal, refuse_reversal
 from alembic_partitions.sessions import own_transactions
 
 from .reading import MOST_LOOKS, ConversionPlan, Told, door_to, long_holders, read, refuse_blocked
@@ -111,7 +111,7 @@ class _Task:
     def plan(self) -> ConversionPlan:
         """Return what is left to do."""
         found = self.read()
-        children = catalog.read_children(self.connection, found) if found.kind == "p" else []
+        children = catalog.read_parts(self.connection, found) if found.kind == "p" else []
         refuse_reversal(found, children)
         self._check_columns(found)
         heir = heir_of(children)
@@ -131,7 +131,7 @@ class _Task:
             unchanged=(found, reversal.heir),
         )
 
-    def _reversal(self, found: Belongings, heir: Child) -> Reversal:
+    def _reversal(self, found: Belongings, heir: Part) -> Reversal:
         partition = catalog.read_belongings(self.connection, heir.schema, heir.name)
         assert partition is not None
         aside, taken = partition_name(found.name, "partitioned"), set[str]()

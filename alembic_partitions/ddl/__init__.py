@@ -1,5 +1,13 @@
 """Every write: our two tables, and DDL elements quoted in the last step, by SQLAlchemy's preparer."""
 
+from .adoption import (
+    ADOPTED_MARK,
+    MarkAdopted,
+    UnmarkAdopted,
+    WrittenOut,
+    partman_off,
+    printed_bounds,
+)
 from .children import (
     AttachIndex,
     BuildIndex,
@@ -109,6 +117,7 @@ from .tending import (
 )
 
 __all__ = [
+    "ADOPTED_MARK",
     "MOVING",
     "PROBE",
     "PROBE_SCHEMA",
@@ -150,6 +159,7 @@ __all__ = [
     "LockParent",
     "LockShared",
     "MakeRoom",
+    "MarkAdopted",
     "MarkAgain",
     "MarkDetached",
     "MarkDetaching",
@@ -178,8 +188,10 @@ __all__ = [
     "SetTablespace",
     "Silence",
     "TestRow",
+    "UnmarkAdopted",
     "Vacuum",
     "Wake",
+    "WrittenOut",
     "as_json",
     "bound_literal",
     "columns_of",
@@ -187,6 +199,8 @@ __all__ = [
     "declare_policy",
     "indexed_table",
     "partition_elements",
+    "partman_off",
+    "printed_bounds",
     "qualified",
     "quote",
     "row_of",

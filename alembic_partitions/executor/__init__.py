@@ -43,13 +43,18 @@ from .removing import (
     remove,
     restore,
 )
-from .reverting import reversal_steps
+from .reverting import (
+    reversal_steps,
+)
 from .scripts import (
     removal_script,
 )
 from .statements import (
     Batch,
     Statement,
+    apply,
+    insist,
+    transaction,
 )
 from .tending import (
     analyze_batch,
@@ -65,6 +70,7 @@ __all__ = [
     "Step",
     "abort_steps",
     "analyze_batch",
+    "apply",
     "check_folder",
     "conversion_steps",
     "create_partition",
@@ -74,6 +80,7 @@ __all__ = [
     "drop_exported",
     "drop_index",
     "export",
+    "insist",
     "mend_batches",
     "mend_child",
     "our_tables",
@@ -90,6 +97,7 @@ __all__ = [
     "table_to_be",
     "tend",
     "took_too_long",
+    "transaction",
     "tried_index",
     "vacuum_batch",
 ]

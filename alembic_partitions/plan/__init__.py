@@ -1,5 +1,13 @@
 """What is there + policy + now -> what to do. Pure: plain values in, plain values out."""
 
+from .adoption import (
+    Era,
+    Proposal,
+    Size,
+    guess_epoch,
+    judge,
+    propose,
+)
 from .belongings import (
     Belongings,
     OwnCheck,
@@ -44,6 +52,9 @@ from .obstacles import (
     refuse_loss,
     refuse_rows,
 )
+from .partman import (
+    PartmanSet,
+)
 from .removals import (
     ChangeFate,
     Detached,
@@ -85,7 +96,13 @@ from .retention import (
     plan_restore,
     plan_retention,
 )
-from .reversal import Child, Reversal, heir_of, plan_reversal, refuse_reversal
+from .reversal import (
+    Part,
+    Reversal,
+    heir_of,
+    plan_reversal,
+    refuse_reversal,
+)
 from .runway import (
     Runway,
     Stretch,
@@ -136,7 +153,6 @@ __all__ = [
     "Asked",
     "Belongings",
     "ChangeFate",
-    "Child",
     "Constraint",
     "Conversion",
     "Coverage",
@@ -146,6 +162,7 @@ __all__ = [
     "Drain",
     "DropDetached",
     "Ends",
+    "Era",
     "Export",
     "ExportDetached",
     "Finding",
@@ -164,8 +181,11 @@ __all__ = [
     "OwnPolicy",
     "OwnStatistics",
     "OwnTrigger",
+    "Part",
     "Partition",
+    "PartmanSet",
     "Plan",
+    "Proposal",
     "Publication",
     "Reader",
     "Reason",
@@ -176,6 +196,7 @@ __all__ = [
     "Retention",
     "Reversal",
     "Runway",
+    "Size",
     "Source",
     "Staged",
     "Staging",
@@ -187,6 +208,7 @@ __all__ = [
     "differences",
     "drains_of",
     "first_window",
+    "guess_epoch",
     "heir_of",
     "in_order",
     "index_mends",
@@ -194,6 +216,7 @@ __all__ = [
     "instant_of",
     "is_healing",
     "is_too_short",
+    "judge",
     "left_index",
     "limits",
     "local",
@@ -208,6 +231,7 @@ __all__ = [
     "plan_rows",
     "plan_stranded",
     "plan_windows",
+    "propose",
     "refuse_kind",
     "refuse_loss",
     "refuse_reversal",

@@ -15,7 +15,7 @@ from .values import MARKS
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
+class Part:
     """A partition, and whether it holds rows."""
 
     oid: int
@@ -74,7 +74,7 @@ def told_of_conversion(mark: str | None) -> dict[str, list[str]]:
         return {}
 
 
-def refuse_reversal(table: Belongings, children: Sequence[Child]) -> None:
+def refuse_reversal(table: Belongings, children: Sequence[Part]) -> None:
     """Refuse to make a table plain that would lose something.
 
     :raises ConversionRefused: it would, or it is not partitioned.
@@ -84,7 +84,7 @@ def refuse_reversal(table: Belongings, children: Sequence[Child]) -> None:
         raise ConversionRefused(table=str(table), problems="; ".join(problems))
 
 
-def _problems(table: Belongings, children: Sequence[Child]) -> Iterator[str]:
+def _problems(table: Belongings, children: Sequence[Part]) -> Iterator[str]:
     if table.kind != "p":
         yield "it is not partitioned: there is nothing to undo"
         return
@@ -104,7 +104,7 @@ def _problems(table: Belongings, children: Sequence[Child]) -> Iterator[str]:
         yield f"{told} depends on it and cannot follow: drop it, undo, and create it again"
 
 
-def heir_of(children: Sequence[Child]) -> Child | None:
+def heir_of(children: Sequence[Part]) -> Part | None:
     """Return the partition that holds all the rows there are; ``None`` where there are several."""
     filled = [child for child in children if child.has_rows]
     if len(filled) > 1:

@@ -414,7 +414,6 @@ LISTED = "CREATE TABLE odds (id bigint, at timestamptz, note text, CONSTRAINT od
     [
         ("LIST (at)", "partitioned by LIST (at); its model by RANGE (at)"),
         ("HASH (id)", "partitioned by HASH (id); its model by RANGE (at)"),
-        ("RANGE (at)", "is partitioned as its model says, but not managed"),
     ],
 )
 def test_a_table_partitioned_by_other_means_is_remarked_on(engine: Engine, by: str, problem: str) -> None:
