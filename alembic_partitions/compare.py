@@ -73,6 +73,36 @@ class Alter:
     changes: Mapping[str, Any]
     existing: Mapping[str, Any]
 
+    def reverse(self) -> Alter:
+        """Return what undoes it."""
+        return Alter(self.existing, self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """The table is a plain one."""
+
+    policy: PartitionPolicy
+    #: The primary key that it has.
+    primary_key: tuple[str, ...] = ()
+
+    def reverse(self) -> Unpartition:
+        """Return what undoes it."""
+        return Unpartition(self.policy, self.primary_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpartition:
+    """The table is partitioned by a policy of ours."""
+
+    policy: PartitionPolicy
+    #: The primary key that it is to have; empty leaves that to what it had before.
+    primary_key: tuple[str, ...] = ()
+
+    def reverse(self) -> Convert:
+        """Return what undoes it."""
+        return Convert(self.policy, self.primary_key)
+
 
 @dataclass(frozen=True, slots=True)
 class Remark:
@@ -81,7 +111,7 @@ class Remark:
 
     problem: str
     remedy: str
-    alter: Alter | None = None
+    line: Alter | Convert | Unpartition | None = None
 
 
 # A PARTITION BY of columns alone.
@@ -108,8 +138,9 @@ def compare(table: Table, found: Relation | None) -> list[Difference]:
         return [
             Remark(
                 f"{table.fullname} is a plain table; its model is partitioned by {policy.partition_by}.",
-                "PostgreSQL cannot partition a table in place. Create a new one with"
-                " op.create_partitioned_table(), move the rows, and swap the names.",
+                "It can be converted while it is used, without copying its rows, by a migration of its"
+                " own. Then take this line in:",
+                Convert(policy),
             )
         ]
     if found.strategy != "r" or found.key != policy.key:
@@ -183,8 +214,9 @@ def _without_policy(table: Table, found: Relation | None) -> list[Difference]:
             Remark(
                 f"{table.fullname} is partitioned by {found.partition_by} and managed; its model has no"
                 " policy.",
-                "A partitioned table cannot become a plain one in place. Put the PartitionPolicy back into"
-                " its model.",
+                "Put the PartitionPolicy back into its model. Or, if it is to be plain again, take this"
+                " line in, in a migration of its own:",
+                Unpartition(found.policy) if found.policy else None,
             )
         ]
     if said is not None and _differ(said, found.partition_by):
