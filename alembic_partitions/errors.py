@@ -159,6 +159,23 @@ class ConversionRefused(PartitionError, ValueError):
     problems: str
 
 
+class SplitRefused(PartitionError, ValueError):
+    """Partition {table} is not split: {problem}. {remedy}. Nothing was changed."""
+
+    table: str
+    problem: str
+    remedy: str
+
+
+class SplitFailed(PartitionError):
+    """The split of {table} cannot go on: {problem}. Readers and writers see no difference, and no row is
+    lost. {remedy}."""
+
+    table: str
+    problem: str
+    remedy: str
+
+
 class ArchiveError(PartitionError):
     """{table} was not archived: {problem}. Nothing was dropped. {remedy}"""
 

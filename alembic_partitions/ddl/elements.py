@@ -91,12 +91,17 @@ class DropTable(OfTable):
         return f"DROP TABLE {self.table}"
 
 
-def do_block(body: str) -> str:
-    """Write a PL/pgSQL block, in dollar quotes that no name inside can close."""
+def dollar_quoted(body: str) -> str:
+    """Write a PL/pgSQL block in dollar quotes that no name inside can close."""
     tag = "$alembic_partitions$"
     while tag in body:
         tag = f"{tag[:-1]}_$"
-    return f"DO {tag}\n{body}END {tag}"
+    return f"{tag}\n{body}END {tag}"
+
+
+def do_block(body: str) -> str:
+    """Write a PL/pgSQL block that runs at once."""
+    return f"DO {dollar_quoted(body)}"
 
 
 def bound_literal(value: KeyValue, key_type: KeyType, upper: bool = False) -> str:

@@ -9,6 +9,13 @@ from .converting import (
     run_step,
     table_to_be,
 )
+from .copying import (
+    PATIENCE as SPLIT_PATIENCE,
+)
+from .copying import (
+    Copier,
+    Pace,
+)
 from .creating import (
     create_partition,
     render,
@@ -49,12 +56,31 @@ from .reverting import (
 from .scripts import (
     removal_script,
 )
+from .split_script import (
+    split_steps,
+)
+from .splitting import (
+    SplitStep,
+    abort_batches,
+    clean_batch,
+    confirm_batch,
+    copying_of,
+    drop_old_batch,
+    key_batches,
+    prepare_batches,
+    promote_batch,
+)
 from .statements import (
     Batch,
     Statement,
     apply,
     insist,
     transaction,
+)
+from .swapping import (
+    compare,
+    swap,
+    wait_for_older,
 )
 from .tending import (
     analyze_batch,
@@ -63,28 +89,41 @@ from .tending import (
 )
 
 __all__ = [
+    "SPLIT_PATIENCE",
     "Batch",
     "Changed",
+    "Copier",
+    "Pace",
     "Proof",
+    "SplitStep",
     "Statement",
     "Step",
+    "abort_batches",
     "abort_steps",
     "analyze_batch",
     "apply",
     "check_folder",
+    "clean_batch",
+    "compare",
+    "confirm_batch",
     "conversion_steps",
+    "copying_of",
     "create_partition",
     "detach",
     "drain",
     "drain_script",
     "drop_exported",
     "drop_index",
+    "drop_old_batch",
     "export",
     "insist",
+    "key_batches",
     "mend_batches",
     "mend_child",
     "our_tables",
     "place_index",
+    "prepare_batches",
+    "promote_batch",
     "proof_script",
     "prove",
     "removal_script",
@@ -94,10 +133,13 @@ __all__ = [
     "reversal_steps",
     "run_step",
     "script",
+    "split_steps",
+    "swap",
     "table_to_be",
     "tend",
     "took_too_long",
     "transaction",
     "tried_index",
     "vacuum_batch",
+    "wait_for_older",
 ]

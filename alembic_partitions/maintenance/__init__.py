@@ -49,6 +49,7 @@ from .settings import (
     config_schema,
     parse_instant,
 )
+from .splitting import SplitPlan, abort_split, plan_split, split
 
 __all__ = [
     "NOW_VARIABLE",
@@ -58,10 +59,12 @@ __all__ = [
     "Progress",
     "RepairPlan",
     "Report",
+    "SplitPlan",
     "TablePlan",
     "TableResult",
     "TableView",
     "View",
+    "abort_split",
     "clock",
     "config_home",
     "config_schema",
@@ -76,8 +79,10 @@ __all__ = [
     "plan_maintain",
     "plan_repair",
     "plan_restoring",
+    "plan_split",
     "record",
     "repair",
     "restore",
+    "split",
     "with_free_names",
 ]

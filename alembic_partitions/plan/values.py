@@ -52,6 +52,7 @@ class Reason(Enum):
     CUT_OFF = "a run that was cut off left it half-way"
     GRACE_OVER = "detached longer ago than its grace"
     ARCHIVE = "on_expiry is archive"
+    SPLIT = "a partition is split into its windows"
     FATE = "on_expiry has changed since it was detached, so its grace begins anew"
 
 
@@ -108,6 +109,10 @@ class Refusal(Enum):
     WAITING = "rows that a run which was cut off has gathered wait there until this is settled"
     UNCOMPARED = "partitions could not be compared with their table; repair again"
     FOREIGN_CHILD = "it lacks our mark, so it is not altered; do as its parent has it, or leave it so"
+    SPLITTING = (
+        "it is being split into its windows, and left alone until then; alembic-partitions split goes on with"
+        " that, split --abort takes it back"
+    )
     BY_HAND = "repair does not do this; see to it by hand"
     LANDED_IN_DEFAULT = "a test row went into the DEFAULT partition"
     UNPROVEN = "a test row could not be tried"

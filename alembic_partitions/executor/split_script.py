@@ -1,0 +1,73 @@
+"""A split as a script: every statement that is sent, and what is sent again and again once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from alembic_partitions import catalog, ddl
+from alembic_partitions.plan import Split
+
+from .copying import blocks_batch, changed_batch, changed_elements, step_batch
+from .splitting import (
+    SplitStep,
+    clean_batch,
+    copying_of,
+    drop_old_batch,
+    key_batches,
+    prepare_batches,
+    promote_batch,
+    swap_elements,
+    swap_opening,
+)
+from .statements import Batch, Statement, transaction
+
+
+def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: bool) -> Iterator[SplitStep]:
+    """Yield what is left to do of a split."""
+    if not (split.is_watched or split.is_swapped):
+        yield from prepare_batches(split, user)
+    if not split.is_swapped:
+        yield from _copied(split, batch, verify)
+        told = "from here on writers change the copy, too; what the log names by then is caught up with"
+        yield SplitStep(told, _step(split))
+        yield from key_batches(split, {})
+        yield SplitStep("the swap, once older transactions have ended", _swap(split))
+    for group in split.groups:
+        yield SplitStep(f"the windows of {group.name} become partitions", promote_batch(split, group))
+    if drop_old:
+        yield SplitStep("what was split is dropped", drop_old_batch(split))
+    yield SplitStep("cleaning up", clean_batch(split))
+
+
+def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
+    copying, facts = copying_of(split), split.facts
+    blocks = max(1, min(batch * max(facts.blocks, 1) // max(facts.rows, 1), max(facts.blocks, 1)))
+    told = f"again until all {facts.blocks} blocks are copied; rows that change meanwhile are in the log"
+    yield SplitStep(told, blocks_batch(copying, 0, blocks))
+    told = (
+        "again until the log is nearly empty; its last entry, its first and last keys are as they are found"
+    )
+    yield SplitStep(told, changed_batch(copying, _entries(split)))
+    if verify:
+        digests = [ddl.DigestBlocks(copying, 0, None)]
+        windows = (ddl.DigestTable(copying, (split.schema, piece.name)) for piece in split.pieces)
+        told = "compared: both add up to the same; a large table is read in several parts"
+        yield SplitStep(told, transaction(ddl.OneSnapshot(), ddl.Steady(), *digests, *windows))
+        yield SplitStep("that is noted", transaction(ddl.NoteVerified(copying)))
+
+
+def _step(split: Split) -> Batch:
+    copying = copying_of(split)
+    *opening, last = step_batch(copying, split.wait_ms).statements
+    changed = (Statement(e.sql()) for e in changed_elements(copying, _entries(split)))
+    return Batch((*opening, *changed, last))
+
+
+def _swap(split: Split) -> Batch:
+    return Batch((*swap_opening(split).statements, *swap_elements(split)))
+
+
+def _entries(split: Split) -> catalog.Entries:
+    """Return what stands for the entries that will be found."""
+    ends = [piece.bound or piece.lower for piece in split.pieces if piece.lower is not None]
+    return catalog.Entries(1, 1, str(ends[0]), str(ends[-1]))

@@ -1,0 +1,185 @@
+"""The moment in which a partition gives way to its windows: when it may be, and the proof before it.
+
+A transaction at REPEATABLE READ whose snapshot is older than the copy would not see the copied rows. So the
+swap waits for those that were open when the copy came into step, before it keeps anybody waiting itself; what
+has changed since then was changed in both by the same transactions.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from alembic_partitions import catalog, ddl
+from alembic_partitions.drivers import reason, sqlstate
+from alembic_partitions.errors import LockNotAvailable, SplitFailed, WorkFailed
+from alembic_partitions.plan import Split
+from alembic_partitions.sessions import pause
+
+from .copying import CHANGED, Copier, Told
+from .splitting import swap_elements, swap_opening
+from .statements import TRY_AGAIN, send, transaction
+
+#: Seconds that the swap is tried for in one run.
+PATIENCE = 30.0
+#: How the applications are called that hold the locks of our runs: their transactions have no snapshot.
+LOCK_HOLDERS = "alembic-partitions lock"
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds
+# Blocks that are read at a time.
+_CHUNK = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Rows, counted and added up."""
+
+    rows: int = 0
+    checksum: int = 0
+
+    def __add__(self, other: Digest) -> Digest:
+        return Digest(self.rows + other.rows, self.checksum + other.checksum)
+
+    def __str__(self) -> str:
+        return f"{self.rows:,} rows, checksum {self.checksum & (2**64 - 1):016x}"
+
+
+def compare(copier: Copier, split: Split, told: Told = lambda done, total: None) -> Digest:
+    """Compare the copy with its origin, as one snapshot shows both; note that they are the same.
+
+    Rows that the log names in that snapshot are left out on both sides.
+
+    :raises SplitFailed: they differ.
+    """
+    connection, copying = copier.connection, copier.copying
+    blocks = copier.progress().end_block
+    chunks = list(range(0, max(blocks, 1), _CHUNK))
+    pieces = list(split.pieces)
+    total = len(chunks) + len(pieces)
+    both: list[Digest] = []
+
+    def attempt() -> int:
+        before = after = Digest()
+        with connection.begin():
+            for statement in transaction(ddl.OneSnapshot(), ddl.Steady()).statements:
+                send(connection, statement)
+            for number, begin in enumerate(chunks):
+                end = begin + _CHUNK if begin != chunks[-1] else None
+                before += _digest(connection, ddl.DigestBlocks(copying, begin, end))
+                told(number + 1, total)
+            for number, piece in enumerate(pieces):
+                after += _digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
+                told(len(chunks) + number + 1, total)
+        both[:] = [before, after]
+        return 0
+
+    copier.insist(attempt)
+    before, after = both
+    if before != after:
+        raise SplitFailed(
+            table=copier.table,
+            problem=f"its copy is not what it is a copy of: {before} in, {after} out",
+            remedy="Abort it with --abort, and report this",
+        )
+    copier.send(transaction(ddl.NoteVerified(copying)))
+    return after
+
+
+def _digest(connection: Connection, element: ddl.Element) -> Digest:
+    rows, checksum = connection.exec_driver_sql(
+        element.sql(), execution_options={"no_parameters": True}
+    ).one()
+    return Digest(int(rows), int(checksum))
+
+
+def wait_for_older(copier: Copier, patience: float | None = None) -> None:
+    """Wait for the transactions that may have a snapshot by now, so that all those that are to come see what
+    has been copied.
+
+    :raises LockNotAvailable: one does not end.
+    """
+    connection = copier.connection
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+    wait = _FIRST_PAUSE
+    with connection.begin():
+        older = set(catalog.others_with_snapshots(connection, LOCK_HOLDERS))
+    while older:
+        pause(connection, wait)
+        wait = min(wait * 2, _LONGEST_PAUSE)
+        with connection.begin():
+            others = catalog.others_with_snapshots(connection, LOCK_HOLDERS)
+        older &= set(others)
+        if older and time.monotonic() > deadline:
+            told = "; ".join(others[one] for one in sorted(older))
+            told += " is in a transaction that began before all rows were copied, and might miss some"
+            raise LockNotAvailable(table=copier.table, reason=told)
+
+
+def swap(copier: Copier, split: Split) -> None:
+    """Put the windows in the place of the partition; the copy is in step.
+
+    :raises LockNotAvailable: others did not let it in time; the next run goes on from here.
+    :raises SplitFailed: what is there is not what it was.
+    """
+    connection = copier.connection
+    deadline, wait = time.monotonic() + PATIENCE, _FIRST_PAUSE
+    wait_for_older(copier)
+    while True:
+        told = "some changes could not be made in the copy at once"
+        try:
+            if _attempt(copier, split):
+                return
+        except DBAPIError as error:
+            code = sqlstate(error)
+            if code == CHANGED and copier.progress().is_copied:
+                raise SplitFailed(
+                    table=copier.table,
+                    problem=reason(error),
+                    remedy="Abort it with --abort, and begin anew",
+                ) from error
+            if code not in (*TRY_AGAIN, CHANGED):
+                raise WorkFailed(table=copier.table, what="the swap", reason=reason(error)) from error
+            told = _holders(connection, split) or reason(error)
+        if time.monotonic() + wait > deadline:
+            raise LockNotAvailable(table=copier.table, reason=told)
+        pause(connection, random.uniform(wait / 2, wait))
+        wait = min(wait * 2, _LONGEST_PAUSE)
+        if _renewed(copier, split):
+            wait_for_older(copier, max(deadline - time.monotonic(), 0))
+
+
+def _attempt(copier: Copier, split: Split) -> bool:
+    """Swap, unless something is left to catch up with."""
+    connection = copier.connection
+    with connection.begin() as whole:
+        for statement in swap_opening(split).statements:
+            send(connection, statement)
+        if copier.entries(1).count:
+            whole.rollback()
+            return False
+        for statement in swap_elements(split):
+            send(connection, statement)
+    return True
+
+
+def _renewed(copier: Copier, split: Split) -> bool:
+    """Bring the copy in step again where it is not; tell whether that was so."""
+    connection = copier.connection
+    if not copier.progress().is_copied:
+        copier.copy(split.facts.rows)
+    else:
+        with connection.begin():
+            if not copier.entries(1).count:
+                return False
+    copier.keep_in_step()
+    return True
+
+
+def _holders(connection: Connection, split: Split) -> str:
+    relations = [split.source.oid, *([split.table.oid] if split.table.oid else [])]
+    with connection.begin():
+        return "; ".join(map(str, catalog.holders(connection, relations)))
