@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from alembic_partitions import conversion
+from alembic_partitions.maintenance import TableResult
 from alembic_partitions.policy import PartitionPolicy
 from alembic_partitions.talk import shown_log
 
@@ -64,7 +65,13 @@ def convert(
         found = visit(
             call, url, (), lambda side, _: conversion.convert(side, name, policy, told=told, **wanted)
         )
-    return tell(found, as_json)
+    return tell(found, as_json, _told)
+
+
+def _told(result: TableResult) -> str:
+    state = "current window MISSING" if result.current_missing else "partitioned"
+    made = f"{len(result.created)} partitions made" + (f"; {result.error}" if result.error else "")
+    return "\n".join([f"{result.table}: {state}; {made}", *(f"  note  {told}" for told in result.findings)])
 
 
 def _abort(call: Call, url: str | None, schema: str | None, table: str) -> int:

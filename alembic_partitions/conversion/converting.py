@@ -161,9 +161,14 @@ def _analyzed(connection: Connection, task: _Task) -> tuple[str, ...]:
 def _with(
     result: TableResult, first: str | None, notes: tuple[str, ...], tended: tuple[str, ...]
 ) -> TableResult:
-    created = (first, *result.created) if first else result.created
-    findings = (*notes, *result.findings)
-    return dataclasses.replace(result, created=created, findings=findings, tended=tended)
+    if first is None:
+        return dataclasses.replace(result, findings=(*notes, *result.findings))
+    # What is off the grid is the first partition, as it should be.
+    others = (finding for finding in result.findings if first not in finding)
+    told = f"{first} holds all the rows; `alembic-partitions split` divides it into windows"
+    return dataclasses.replace(
+        result, created=(first, *result.created), findings=(*notes, told, *others), tended=tended
+    )
 
 
 def abort_conversion(connection: Connection, table: str, *, schema: str | None = None) -> tuple[str, ...]:

@@ -63,12 +63,13 @@ class Refusal(Enum):
     NO_TABLE = "the table does not exist"
     UNFIT = "the table does not fit its policy"
     MISALIGNED = (
-        "an existing partition is not on the policy's grid; filled around it. It may stay; to put it right,"
-        " DETACH it, repair the range, and INSERT its rows into the table again"
+        "an existing partition is not on the policy's grid; filled around it. It may stay; split divides one"
+        " of several windows; else DETACH it, repair the range, and INSERT its rows into the table again"
     )
     OTHER_GRID = (
         "they are on another grid, an earlier policy's perhaps; new windows begin where they end. They may"
-        " stay; to put one right, DETACH it, repair the range, and INSERT its rows into the table again"
+        " stay; split divides one of several windows; else DETACH it, repair the range, and INSERT its rows"
+        " into the table again"
     )
     DETACH_PENDING = "a partition is stuck half-way through DETACH CONCURRENTLY; inserts into it fail"
     DEFAULT = "a DEFAULT partition exists, so each ATTACH waits for its readers and writers"
