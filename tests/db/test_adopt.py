@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.clock import Clock
 from tests.databases import Database
 from tests.db.test_autogenerate import diffs, execute, propose
 from tests.tables import NOW, catalog, listening, operations, partitions, quote, rows, run, scalar, without
+from tests.terminal import caller
 from tests.zones import utc
 
 RECORDED = Path(__file__).parents[1] / "data" / "partman"
@@ -104,24 +104,9 @@ def comments(engine: Engine, parent: str = "events") -> dict[str, str]:
     return dict(found)
 
 
-@dataclass
-class Done:
-    code: Any
-    out: str
-    err: str
-
-
 @pytest.fixture
 def call(database: Database) -> Any:
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-    def run_it(*arguments: str) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main(["adopt", *arguments, "--url", url])
-        return Done(ended.value.code, out.getvalue(), err.getvalue())
-
-    return run_it
+    return partial(caller(database), "adopt")
 
 
 # -- pg_partman's own sets -------------------------------------------------------------------------------
