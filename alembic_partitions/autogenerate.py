@@ -6,6 +6,7 @@ table's policy is compared; after it, its operations on partitioned tables are p
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,17 +27,20 @@ from alembic.operations.ops import (
 from alembic.util import CommandError, PriorityDispatchResult
 from sqlalchemy import Column, ForeignKeyConstraint, Table
 
-from . import catalog, ddl
+from . import adoption, catalog, ddl
 from .catalog import TableKey
-from .compare import Alter, Relation, Remark, compare
+from .compare import Adopt, Alter, Convert, Relation, Remark, Unpartition, compare
 from .errors import PartitionError
 from .operations import (
     CONCURRENTLY,
+    AdoptPartitionedTableOp,
     AlterPartitionPolicyOp,
+    ConvertToPartitionedOp,
     CreatePartitionedIndexOp,
     CreatePartitionedTableOp,
     DropPartitionedIndexOp,
     DropPartitionedTableOp,
+    UnpartitionTableOp,
 )
 from .plan import MARKS
 from .policy import INFO_KEY
@@ -62,9 +66,9 @@ class PartitionRemarkOp(MigrateOperation):
     def reverse(self) -> PartitionRemarkOp:
         """Return the operation that undoes this one: nothing was done, unless its line was taken in."""
         back = None
-        if self.remark is not None and self.remark.alter is not None:
-            alter = Alter(self.remark.alter.existing, self.remark.alter.changes)
-            back = Remark("what takes the line back that is commented out above:", "", alter)
+        if self.remark is not None and self.remark.line is not None:
+            line = self.remark.line.reverse()
+            back = Remark("what takes the line back that is commented out above:", "", line)
         reverse = PartitionRemarkOp(self.table_name, self.schema, back)
         reverse.alone = self.alone
         return reverse
@@ -141,8 +145,13 @@ def compare_table(
         for difference in differences:
             if isinstance(difference, Alter):
                 found.added.append(_altered(name, schema, difference))
+            elif isinstance(difference, Adopt):
+                assert context.connection is not None
+                remark = adoption.remark_on(context.connection, schema, name, difference.policy)
+                found.added += [PartitionRemarkOp(name, schema, remark)] if remark is not None else []
+                found.added.append(AdoptPartitionedTableOp(name, difference.policy, schema=schema))
             elif isinstance(difference, Remark):
-                found.added.append(PartitionRemarkOp(name, schema, difference))
+                found.added.append(PartitionRemarkOp(name, schema, _with_key(difference, there)))
         for index in sorted(relation.invalid_indexes & {str(index.name) for index in model.indexes}):
             found.added.append(PartitionRemarkOp(name, schema, _half_done(index)))
     return PriorityDispatchResult.CONTINUE
@@ -254,8 +263,27 @@ def _takes_a_mark(change: MigrateOperation) -> bool:
     return False
 
 
+def _operation(remark: PartitionRemarkOp, line: Alter | Convert | Unpartition) -> MigrateOperation:
+    """Return the operation that a remark holds ready."""
+    name, schema = remark.table_name, remark.schema
+    if isinstance(line, Alter):
+        return _altered(name, schema, line)
+    key = line.primary_key or None
+    if isinstance(line, Convert):
+        return ConvertToPartitionedOp(name, line.policy, schema=schema, existing_primary_key=key)
+    return UnpartitionTableOp(name, schema=schema, primary_key=key, existing_policy=line.policy)
+
+
 def _altered(name: str, schema: str | None, difference: Alter) -> AlterPartitionPolicyOp:
     return AlterPartitionPolicyOp(name, difference.changes, difference.existing, schema=schema)
+
+
+def _with_key(remark: Remark, there: Table | None) -> Remark:
+    """Add the primary key that a table has, which the way back needs."""
+    if not isinstance(remark.line, Convert) or there is None:
+        return remark
+    columns = tuple(column.name for column in there.primary_key)
+    return dataclasses.replace(remark, line=dataclasses.replace(remark.line, primary_key=columns))
 
 
 def _half_done(index: str) -> Remark:
@@ -290,6 +318,6 @@ def _render_remark(context: AutogenContext, operation: PartitionRemarkOp) -> lis
     if remark is not None:
         lines += textwrap.wrap(f"alembic_partitions: {remark.problem}", _WIDTH)
         lines += textwrap.wrap(remark.remedy, _WIDTH)
-    if remark is not None and remark.alter is not None:
-        lines.append(render_op_text(context, _altered(operation.table_name, operation.schema, remark.alter)))
+    if remark is not None and remark.line is not None:
+        lines += render_op_text(context, _operation(operation, remark.line)).splitlines()
     return [f"# {line}" for line in lines] + ["pass"] * operation.alone

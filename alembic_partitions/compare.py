@@ -15,10 +15,10 @@ from sqlalchemy import Table
 
 from .errors import PolicyError
 from .periods import KeyType
-from .policy import PartitionPolicy, policy_of
+from .policy import BY_HAND, PartitionPolicy, policy_of
 
 #: Fields that decide where windows begin and end.
-_GRID_FIELDS = {"interval", "every", "timezone", "day_start", "week_start", "column_timezone"}
+_GRID_FIELDS = {"interval", "every", "timezone", "day_start", "week_start", "column_timezone", "epoch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,48 @@ class Declare:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopt:
+    """The table is there, partitioned by the key of this policy, by other means than ours."""
+
+    policy: PartitionPolicy
+
+
+@dataclass(frozen=True, slots=True)
 class Alter:
     """Fields of the policy have changed: new values, and those before."""
 
     changes: Mapping[str, Any]
     existing: Mapping[str, Any]
+
+    def reverse(self) -> Alter:
+        """Return what undoes it."""
+        return Alter(self.existing, self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Convert:
+    """The table is a plain one."""
+
+    policy: PartitionPolicy
+    #: The primary key that it has.
+    primary_key: tuple[str, ...] = ()
+
+    def reverse(self) -> Unpartition:
+        """Return what undoes it."""
+        return Unpartition(self.policy, self.primary_key)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpartition:
+    """The table is partitioned by a policy of ours."""
+
+    policy: PartitionPolicy
+    #: The primary key that it is to have; empty leaves that to what it had before.
+    primary_key: tuple[str, ...] = ()
+
+    def reverse(self) -> Convert:
+        """Return what undoes it."""
+        return Convert(self.policy, self.primary_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +111,14 @@ class Remark:
 
     problem: str
     remedy: str
-    alter: Alter | None = None
+    line: Alter | Convert | Unpartition | None = None
 
 
 # A PARTITION BY of columns alone.
 _NAME = r'"((?:[^"]|"")+)"|(\w+)'
 _PLAIN = re.compile(rf"\s*(?P<by>\w+)\s*\(\s*(?P<on>(?:{_NAME})(?:\s*,\s*(?:{_NAME}))*)\s*\)\s*")
 
-Difference: TypeAlias = "Declare | Alter | Remark"
+Difference: TypeAlias = "Declare | Adopt | Alter | Remark"
 
 
 def compare(table: Table, found: Relation | None) -> list[Difference]:
@@ -101,8 +138,9 @@ def compare(table: Table, found: Relation | None) -> list[Difference]:
         return [
             Remark(
                 f"{table.fullname} is a plain table; its model is partitioned by {policy.partition_by}.",
-                "PostgreSQL cannot partition a table in place. Create a new one with"
-                " op.create_partitioned_table(), move the rows, and swap the names.",
+                "It can be converted while it is used, without copying its rows, by a migration of its"
+                " own. Then take this line in:",
+                Convert(policy),
             )
         ]
     if found.strategy != "r" or found.key != policy.key:
@@ -116,14 +154,7 @@ def compare(table: Table, found: Relation | None) -> list[Difference]:
         ]
     before = found.policy
     if before is None:
-        return [
-            Remark(
-                f"{table.fullname} is partitioned as its model says, but not managed: partition_config has"
-                " no row for it.",
-                "A table that was partitioned by other means cannot be adopted yet. Until it can, leave the"
-                " policy out of its model and say postgresql_partition_by there.",
-            )
-        ]
+        return [Adopt(policy)]
     return _changes(table, before, policy, found.has_partitions)
 
 
@@ -178,13 +209,14 @@ def _without_policy(table: Table, found: Relation | None) -> list[Difference]:
     said = table.dialect_options["postgresql"]["partition_by"]
     if found is None:
         return []
-    if said is None and found.declared is not None:
+    if said is None and found.declared is not None and not found.declared.get(BY_HAND):
         return [
             Remark(
                 f"{table.fullname} is partitioned by {found.partition_by} and managed; its model has no"
                 " policy.",
-                "A partitioned table cannot become a plain one in place. Put the PartitionPolicy back into"
-                " its model.",
+                "Put the PartitionPolicy back into its model. Or, if it is to be plain again, take this"
+                " line in, in a migration of its own:",
+                Unpartition(found.policy) if found.policy else None,
             )
         ]
     if said is not None and _differ(said, found.partition_by):

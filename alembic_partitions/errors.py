@@ -57,9 +57,17 @@ class ConfigurationError(PartitionError):
 
 class NotManagedError(PartitionError, LookupError):
     """Table {table} has no row in partition_config, so there is no policy to act on. Declare it in a
-    migration with op.create_partitioned_table(), or correct the name."""
+    migration with op.create_partitioned_table() or op.adopt_partitioned_table(), or correct the name."""
 
     table: str
+
+
+class AdoptionRefused(PartitionError):
+    """Table {table} was not adopted: {problem}. Nothing was changed. {remedy}"""
+
+    table: str
+    problem: str
+    remedy: str
 
 
 class NoPartitionError(PartitionError, LookupError):

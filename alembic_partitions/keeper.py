@@ -30,6 +30,7 @@ from .errors import (
     WindowRangeError,
 )
 from .health import Health, health_of
+from .keys import is_encoded
 from .knowledge import Knowledge, Known
 from .periods import KeyValue
 from .plan import CreatePartition, plan_rows
@@ -316,7 +317,7 @@ class Keeper:
         key_type = known.table.key_type
         assert key_type is not None
         style, zone = (session_parameter(connection, name) or "" for name in ("DateStyle", "TimeZone"))
-        if style.startswith("ISO"):
+        if style.startswith("ISO") or is_encoded(key_type):
             return next(iter(rows.key_values([printed], key_type, connection)), None)
         with self._our_turn(timeout=self._wait) as ours, self._guarded(may_raise=False):
             if ours:

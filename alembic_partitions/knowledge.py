@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from . import catalog, rows
+from . import catalog, keys, rows
 from .periods import KeyType, KeyValue
 from .plan import Coverage, ManagedTable, Partition
 
@@ -106,16 +106,16 @@ class Knowledge:
         if not values:
             return View(known)
         stored = partial(rows.rounded, precision=known.table.precision)
-        ends = _ends(values, key_type)
+        ends = (keys.ends if keys.is_encoded(key_type) else _ends)(values, key_type)
         if ends is not None:
             ends = stored(ends[0]), stored(ends[1])
             if known.coverage.covers(*ends):
                 return View(known, ends)
-        keys = set(map(stored, rows.key_values(values, key_type, connection, _host_zone)))
-        if not keys:
+        found = set(map(stored, rows.key_values(values, key_type, connection, _host_zone)))
+        if not found:
             return View(known)
-        lacking = {key for key in keys if not known.coverage.covers(key, key)}
-        return View(known, (min(keys), max(keys)), lacking)
+        lacking = {key for key in found if not known.coverage.covers(key, key)}
+        return View(known, (min(found), max(found)), lacking)
 
     def began(self, connection: Connection) -> None:
         """Note that a transaction begins: what is learned from here on it may not see by itself."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import calendar
 import re
 from bisect import bisect_left, bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import cache, lru_cache
@@ -32,8 +33,21 @@ import pytz
 from .errors import WindowRangeError
 
 Interval: TypeAlias = Literal["hour", "day", "week", "month", "quarter", "year"]
-KeyType: TypeAlias = Literal["timestamptz", "timestamp", "date"]
-#: A value of the partition key: aware UTC datetime (timestamptz), naive datetime (timestamp), or date.
+#: What a partition key holds. All but ``timestamp`` and ``date`` stand for instants: ``epoch_*`` are integers
+#: that count since 1970, ``uuidv7_full`` is a ``uuid`` whose table has version bits in its bounds.
+KeyType: TypeAlias = Literal[
+    "timestamptz",
+    "timestamp",
+    "date",
+    "epoch_s",
+    "epoch_s_int4",
+    "epoch_ms",
+    "epoch_us",
+    "epoch_ns",
+    "uuidv7",
+    "uuidv7_full",
+]
+#: A value of the partition key: aware UTC datetime (an instant), naive datetime (timestamp), or date.
 KeyValue: TypeAlias = "datetime | date"
 
 INTERVALS: tuple[Interval, ...] = get_args(Interval)
@@ -42,6 +56,21 @@ WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", 
 
 _EPOCH = date(1970, 1, 1)
 _MONTHS = {"month": 1, "quarter": 3, "year": 12}
+#: The first and the last bound that a key can hold, where that is not all of the calendar.
+_REACH: Mapping[KeyType, tuple[datetime, datetime | None, str]] = {
+    "epoch_s_int4": (
+        datetime(1901, 12, 13, 20, 45, 52, tzinfo=pytz.utc),
+        datetime(2038, 1, 19, 3, 14, 7, tzinfo=pytz.utc),
+        "an integer counts seconds to 2038-01-19 03:14:07 UTC only, a bigint further",
+    ),
+    "epoch_ns": (
+        datetime(1677, 9, 21, 0, 12, 43, 145225, tzinfo=pytz.utc),
+        datetime(2262, 4, 11, 23, 47, 16, 854775, tzinfo=pytz.utc),
+        "a bigint counts nanoseconds from 1677 to 2262 only",
+    ),
+    "uuidv7": (datetime(1970, 1, 1, tzinfo=pytz.utc), None, "a UUIDv7 knows no time before 1970"),
+    "uuidv7_full": (datetime(1970, 1, 1, tzinfo=pytz.utc), None, "a UUIDv7 knows no time before 1970"),
+}
 #: The last day whose begin pytz computes right in a zone with clock changes: its tables end with 2037.
 _LAST_DAY_OF_PYTZ = date(2038, 1, 1)
 
@@ -112,9 +141,14 @@ class Grid:
     def at(self, value: KeyValue) -> Window:
         """Return the window that holds ``value``; raise :class:`WindowRangeError` if none can."""
         try:
-            return self._hour_at(value) if self.interval == "hour" else self._span_at(value)
+            window = self._hour_at(value) if self.interval == "hour" else self._span_at(value)
         except OverflowError:
             raise WindowRangeError(value=value, problem="the calendar ends there") from None
+        if self.key_type in _REACH:
+            first, last, why = _REACH[self.key_type]
+            if window.begin < first or (last is not None and window.end > last):
+                raise WindowRangeError(value=value, problem=why)
+        return window
 
     def after(self, window: Window) -> Window:
         """Return the window that begins where ``window`` ends."""

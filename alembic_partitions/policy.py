@@ -23,6 +23,7 @@ from .naming import fits
 from .periods import INTERVALS, WEEKDAYS, Grid, Interval, KeyType, Period, changes_clocks
 
 OnExpiry: TypeAlias = Literal["detach", "drop", "archive"]
+Epoch: TypeAlias = Literal["s", "ms", "us", "ns"]
 
 #: Windows that stand ready after the current one, unless the policy says otherwise.
 DEFAULT_PREMAKE: Mapping[Interval, int] = {
@@ -33,10 +34,19 @@ DEFAULT_PREMAKE: Mapping[Interval, int] = {
     "quarter": 4,
     "year": 2,
 }
+#: In what was declared of a table: no migration did, so a model that says nothing of partitions is right.
+BY_HAND = "by_hand"
 #: Where the policy of a table is kept in ``Table.info``.
 INFO_KEY = "alembic_partitions"
 
 _MAX_WINDOWS = 10_000
+_KEY_TYPES: Mapping[str, KeyType] = {
+    "timestamp with time zone": "timestamptz",
+    "timestamp without time zone": "timestamp",
+    "date": "date",
+    "uuid": "uuidv7",
+}
+_EPOCHS: Mapping[Epoch, KeyType] = {"s": "epoch_s", "ms": "epoch_ms", "us": "epoch_us", "ns": "epoch_ns"}
 _PREPARER = postgresql.dialect().identifier_preparer  # type: ignore[no-untyped-call]
 _STORAGE_PARAMETER = re.compile(r"[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?")
 
@@ -48,7 +58,9 @@ class PartitionPolicy(SchemaItem):
     Give it to ``__table_args__`` of a model, to a ``Table``, or as ``policy=`` to
     ``op.create_partitioned_table``. It is frozen and checked when it is made.
 
-    :param key: name of the partition key, a ``timestamptz``, ``timestamp`` or ``date`` column.
+    :param key: name of the partition key: a ``timestamptz``, ``timestamp`` or ``date`` column, a ``bigint``
+        or ``integer`` one that counts since 1970-01-01 UTC (see ``epoch``), or a ``uuid`` one of UUIDv7s.
+    :param epoch: what an integer key counts: ``s``, ``ms``, ``us`` or ``ns``; ``None`` for any other key.
     :param interval: length of a window: ``hour day week month quarter year``.
     :param every: how many intervals make a window. Hours restart each day, so ``every`` divides 24.
     :param timezone: IANA zone in whose local time windows begin.
@@ -92,6 +104,7 @@ class PartitionPolicy(SchemaItem):
     max_create: int = 400
     max_drops: int = 10
     column_timezone: str | None = None
+    epoch: Epoch | None = None
     archive_schema: str | None = None
     tablespace: str | None = None
     storage_parameters: Mapping[str, str] = field(default_factory=immutabledict, hash=False)
@@ -128,11 +141,55 @@ class PartitionPolicy(SchemaItem):
 
     # -- as windows ------------------------------------------------------------------------------------
 
+    def key_type_of(self, sql_type: str, table: str = "") -> KeyType:
+        """Return what a key of that type holds.
+
+        :param sql_type: as PostgreSQL calls it, such as ``timestamp with time zone``.
+        :param table: whose key it is, for the error.
+        :raises PolicyError: it holds no time, or an integer of which ``epoch`` does not tell what it counts.
+        """
+        told = f"column {self.key!r}{table and f' of {table!r}'} is of type {sql_type}"
+        if sql_type not in ("bigint", "integer"):
+            if sql_type in _KEY_TYPES:
+                return _KEY_TYPES[sql_type]
+            raise PolicyError(
+                field="key",
+                problem=told,
+                remedy="Partition by a timestamptz, timestamp or date column, by a bigint or integer that"
+                " counts since 1970 (epoch=), or by a uuid that is a UUIDv7.",
+            )
+        if self.epoch is None:
+            raise PolicyError(
+                field="epoch",
+                problem=f"{told}, and nothing says what it counts",
+                remedy='Give its unit since 1970-01-01 UTC: epoch="s", "ms", "us" or "ns".',
+            )
+        if sql_type == "integer":
+            return "epoch_s_int4"
+        return _EPOCHS[self.epoch]
+
+    @property
+    def usual_key_type(self) -> KeyType:
+        """What the key holds, as far as that shows without its column."""
+        return "timestamptz" if self.epoch is None else _EPOCHS[self.epoch]
+
     def grid(self, key_type: KeyType) -> Grid:
         """Return the windows over a key of that type.
 
-        :raises PolicyError: the interval or ``column_timezone`` does not fit the type of the key.
+        :raises PolicyError: the interval, ``column_timezone`` or ``epoch`` does not fit the type of the key.
         """
+        if self.epoch is not None and not key_type.startswith("epoch_"):
+            raise PolicyError(
+                field="epoch",
+                problem=f"column {self.key!r} is no integer, so it counts nothing",
+                remedy="Leave epoch out.",
+            )
+        if key_type == "epoch_s_int4" and self.epoch not in (None, "s"):
+            raise PolicyError(
+                field="epoch",
+                problem=f"column {self.key!r} is an integer of four bytes, too short for {self.epoch}",
+                remedy='Make it a bigint, or count seconds: epoch="s".',
+            )
         column_timezone = self.column_timezone or self.timezone
         if key_type == "date" and self.interval == "hour":
             raise PolicyError(
@@ -208,13 +265,7 @@ class PartitionPolicy(SchemaItem):
                 problem=f"table {name!r} has no column {self.key!r}",
                 remedy=f"Its columns are {', '.join(c.name for c in table.columns)}.",
             )
-        key_type = _key_type(column)
-        if key_type is None:
-            raise PolicyError(
-                field="key",
-                problem=f"column {self.key!r} of {name!r} is of type {column.type!r}",
-                remedy="Partition by a timestamptz, timestamp or date column.",
-            )
+        key_type = self.key_type_of(_sql_type(column), name)
         if column.nullable:
             raise PolicyError(
                 field="key",
@@ -266,15 +317,17 @@ def policy_of(table: Table) -> PartitionPolicy | None:
     return policy if isinstance(policy, PartitionPolicy) else None
 
 
-def _key_type(column: Column[Any]) -> KeyType | None:
+def _sql_type(column: Column[Any]) -> str:
+    """Return what PostgreSQL calls the type of a column; of what cannot be a key, what SQLAlchemy does."""
     # The compiled type sees through TypeDecorator, variants and dialect types alike.
     try:
         text = column.type.compile(dialect=postgresql.dialect()).upper()  # type: ignore[no-untyped-call]
     except CompileError:  # no type at all
-        return None
+        return repr(column.type)
     if text.startswith("TIMESTAMP"):
-        return "timestamptz" if text.endswith("WITH TIME ZONE") or "TZ" in text else "timestamp"
-    return "date" if text == "DATE" else None
+        zoned = text.endswith("WITH TIME ZONE") or "TZ" in text
+        return f"timestamp {'with' if zoned else 'without'} time zone"
+    return str(text).lower()
 
 
 # -- checks: each returns the value to keep, or raises --------------------------------------------------
@@ -388,6 +441,7 @@ _CHECKS: Mapping[str, _Check] = {
     "max_create": _whole(1, _MAX_WINDOWS),
     "max_drops": _whole(1, _MAX_WINDOWS),
     "column_timezone": _optional(_timezone),
+    "epoch": _optional(_one_of(*get_args(Epoch))),
     "archive_schema": _optional(_identifier),
     "tablespace": _optional(_identifier),
     "storage_parameters": _storage_parameters,

@@ -16,6 +16,7 @@ import pytz
 from sqlalchemy import BindParameter, ColumnClause, Connection, Dialect, Insert, TableClause, Update
 from sqlalchemy.engine.interfaces import ExecutionContext
 
+from . import keys
 from .drivers import session_parameter
 from .periods import KeyType, KeyValue, iso_time
 
@@ -131,6 +132,9 @@ def key_values(
 
     :param host_zone: returns the offset that the host's clock has now, by which asyncpg reads a date.
     """
+    if keys.is_encoded(key_type):
+        instants = (keys.row_value(value, key_type) for value in values)
+        return [instant for instant in instants if instant is not None]
     asyncpg = connection.dialect.driver == "asyncpg"
     zone: list[tzinfo | None] = []
 

@@ -1,4 +1,4 @@
-"""Other people's suites with our plugin installed: `python -m tests.ecosystem FOLDER`, see tox.ini.
+"""Other people's suites and tables, with our plugin installed: `python -m tests.ecosystem FOLDER`.
 
 Alembic's own, from the source distribution of the Alembic that is installed, on SQLite and on PostgreSQL; and
 the tests that pytest-alembic brings, over the migrations of examples/nz_racing.
@@ -6,6 +6,7 @@ the tests that pytest-alembic brings, over the migrations of examples/nz_racing.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -67,7 +68,7 @@ def main(folder: Path) -> int:
     try:
         url = make_url(address) if address else server.url  # type: ignore[union-attr]
         url = url.set(drivername="postgresql+psycopg2")
-        return max(alembics_own(folder, url), pytest_alembics(folder, url))
+        return max(alembics_own(folder, url), pytest_alembics(folder, url), mlflows_tables(url))
     finally:
         if server is not None:
             server.close()
@@ -113,6 +114,17 @@ def pytest_alembics(folder: Path, server: URL) -> int:
     (home / "test_built_in.py").write_text(BUILT_IN)
     (home / "pytest.ini").write_text("[pytest]\n")  # ours is none of theirs
     return pytest(home, "--test-alembic", PYTHONPATH=str(home), DATABASE_URL=database)
+
+
+def mlflows_tables(server: URL) -> int:
+    """Partition a table of MLflow's, which its own migrations have made."""
+    if importlib.util.find_spec("mlflow") is None:
+        print("\nmlflow is not installed, so nothing of it was converted")
+        return 0
+    administer(server, "DROP DATABASE IF EXISTS mlflow", "CREATE DATABASE mlflow TEMPLATE template0")
+    database = server.set(database="mlflow").render_as_string(hide_password=False)
+    command = [sys.executable, "-m", "tests.mlflow_tables", database]
+    return subprocess.run(command, check=False).returncode
 
 
 def pytest(folder: Path, *arguments: str, **variables: str) -> int:

@@ -5,9 +5,18 @@ read under UTC and ISO: :func:`read_snapshot` sets both for its transaction, :fu
 stretch of somebody else's.
 """
 
+from .adoption import (
+    Child,
+    Shape,
+    read_children,
+    read_partman,
+    read_shape,
+    session_zones,
+)
 from .belongings import (
     read_belongings,
     read_ends,
+    read_parts,
 )
 from .children import (
     family_of,
@@ -100,6 +109,7 @@ from .values import (
 
 __all__ = [
     "Blocker",
+    "Child",
     "Entries",
     "Figures",
     "Leftover",
@@ -108,6 +118,7 @@ __all__ = [
     "Removable",
     "Rows",
     "Run",
+    "Shape",
     "Snapshot",
     "StandingIndex",
     "TableKey",
@@ -143,14 +154,18 @@ __all__ = [
     "partitioned_tables",
     "partitions_of",
     "read_belongings",
+    "read_children",
     "read_ends",
     "read_entries",
     "read_family",
     "read_key",
     "read_key_ends",
+    "read_partman",
+    "read_parts",
     "read_progress",
     "read_removable",
     "read_session",
+    "read_shape",
     "read_snapshot",
     "read_source",
     "read_split",
@@ -162,6 +177,7 @@ __all__ = [
     "rows_within",
     "schema_exists",
     "see_all_rows",
+    "session_zones",
     "shown_tables",
     "split_sources",
     "standing",

@@ -30,10 +30,12 @@ from alembic_partitions.plan import (
     OwnPolicy,
     OwnStatistics,
     OwnTrigger,
+    Part,
     Publication,
     Reader,
 )
 
+from .draining import has_rows
 from .values import value_of
 
 _TABLE = text("""
@@ -95,7 +97,9 @@ SELECT n.nspname AS schema, i.relname AS name, x.indisunique AS unique,
        k.contype::text AS kind, pg_get_constraintdef(k.oid) AS definition,
        coalesce(k.condeferrable, false) AS deferrable, coalesce(k.condeferred, false) AS deferred,
        obj_description(x.indexrelid, 'pg_class') AS comment, obj_description(k.oid, 'pg_constraint') AS told,
-       (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = i.reltablespace) AS tablespace
+       (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = i.reltablespace) AS tablespace,
+       (SELECT p.relname FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhparent
+        WHERE h.inhrelid = x.indexrelid) AS parent
 FROM pg_index x
 JOIN pg_class i ON i.oid = x.indexrelid
 JOIN pg_namespace n ON n.oid = i.relnamespace
@@ -162,8 +166,8 @@ WHERE r.oid IS NOT NULL OR p.puballtables
 ORDER BY p.pubname
 """)
 
-# Whatever depends on the table or on its row type and is not its own. A view can be told to read another
-# table, under its old name; nothing else can.
+# Whatever depends on the table, on its row type or on one of its constraints, and is not its own. A view can
+# be told to read another table, under its old name; nothing else can, nor a view that groups by a key.
 _DEPENDENTS = text("""
 SELECT DISTINCT v.oid IS NOT NULL AS view, vn.nspname AS schema, v.relname AS name,
        CASE WHEN v.oid IS NOT NULL THEN pg_get_viewdef(v.oid) END AS definition,
@@ -176,6 +180,8 @@ FROM pg_class c
 JOIN pg_type t ON t.oid = c.reltype
 JOIN pg_depend d ON (d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid)
                  OR (d.refclassid = 'pg_type'::regclass AND d.refobjid IN (t.oid, t.typarray))
+                 OR (d.refclassid = 'pg_constraint'::regclass
+                     AND d.refobjid IN (SELECT k.oid FROM pg_constraint k WHERE k.conrelid = c.oid))
 LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
 LEFT JOIN pg_class v ON v.oid = r.ev_class AND v.relkind = 'v' AND d.refclassid = 'pg_class'::regclass
 LEFT JOIN pg_namespace vn ON vn.oid = v.relnamespace
@@ -203,6 +209,15 @@ SELECT format('%I.%I (%I)', n.nspname, c.relname, k.conname) AS told
 FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE k.confrelid = CAST(:oid AS oid) AND k.contype = 'f' AND k.conparentid = 0
 ORDER BY 1
+""")
+
+
+_CHILDREN = text("""
+SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
+       obj_description(c.oid, 'pg_class') AS mark
+FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE i.inhparent = CAST(:oid AS oid)
+ORDER BY c.relname
 """)
 
 
@@ -295,3 +310,12 @@ def read_ends(connection: Connection, of: Belongings, key: str, key_type: KeyTyp
         return Ends(has_null=has_null)
     oldest, newest = (value_of(text, key_type) for text in (printed[0], printed[1]))
     return Ends(oldest, newest, printed, has_null, endless=oldest is None or newest is None)
+
+
+def read_parts(connection: Connection, of: Belongings) -> list[Part]:
+    """Return the partitions of a table, and which of them hold rows; under
+    :func:`~alembic_partitions.catalog.see_all_rows`."""
+    return [
+        Part(**row._mapping, has_rows=has_rows(connection, row.schema, row.name))
+        for row in connection.execute(_CHILDREN, {"oid": of.oid}).all()
+    ]

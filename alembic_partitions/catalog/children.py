@@ -42,6 +42,7 @@ FROM (
     SELECT x.indrelid AS relation, x.indexrelid AS oid, n.nspname AS schema, i.relname AS name,
            x.indisunique AS unique, x.indisvalid AND x.indisready AS valid, h.inhparent AS attached_to,
            k.conname AS constraint, k.contype::text AS constraint_kind,
+           (SELECT s.spcname FROM pg_tablespace s WHERE s.oid = i.reltablespace) AS tablespace,
            k.condeferrable AS deferrable, k.condeferred AS deferred,
            CASE WHEN CAST(:each AS boolean)
                      OR EXISTS (SELECT FROM pg_index p
@@ -102,4 +103,14 @@ def _index(row: Row[Any]) -> Index:
     constraint = None
     if row.constraint is not None:
         constraint = Constraint(row.constraint, row.constraint_kind, row.deferrable, row.deferred)
-    return Index(row.oid, row.schema, row.name, row.body, row.unique, row.valid, row.attached_to, constraint)
+    return Index(
+        row.oid,
+        row.schema,
+        row.name,
+        row.body,
+        row.unique,
+        row.valid,
+        row.attached_to,
+        constraint,
+        row.tablespace,
+    )

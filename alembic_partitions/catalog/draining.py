@@ -11,18 +11,16 @@ from typing import Any
 
 import pytz
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
-    Date,
     DateTime,
     Interval,
     Select,
-    Text,
-    bindparam,
     cast,
-    column,
     exists,
     func,
+    literal,
     not_,
     or_,
     select,
@@ -30,6 +28,7 @@ from sqlalchemy import (
     text,
 )
 
+from alembic_partitions.keys import TICKS, is_encoded, tick_instant
 from alembic_partitions.periods import KeyType, KeyValue, Window, iso_time
 from alembic_partitions.plan import (
     DRAINING_MARK,
@@ -40,6 +39,8 @@ from alembic_partitions.plan import (
     Staging,
     Trigger,
 )
+
+from .keys import key_column, key_literal, printed_ends, ticks_of
 
 # Generated columns are left out of what is moved (attgenerated), internal triggers are foreign keys'
 # (tgisinternal), bit 8 of tgtype is DELETE, and 'D' and 'R' do not fire in a session such as ours.
@@ -111,12 +112,6 @@ WHERE t.tgrelid = CAST(:oid AS oid) AND NOT t.tgisinternal AND t.tgtype::int & 4
   AND t.tgenabled IN ('O', 'A')
 ORDER BY t.tgname
 """)
-
-_TYPES: dict[KeyType, Any] = {
-    "timestamptz": DateTime(timezone=True),
-    "timestamp": DateTime(),
-    "date": Date(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,11 +196,10 @@ def rows_outside(
 ) -> Leftover | None:
     """Return the rows whose keys are NULL, infinite or not between ``oldest`` and ``newest``."""
     rows = _Rows(managed, default)
-    key = rows.key
     count, low, high = connection.execute(
-        select(func.count(), cast(func.min(key), Text), cast(func.max(key), Text))
+        select(func.count(), *printed_ends(rows.key, rows.key_type))
         .select_from(rows.table)
-        .where(or_(key.is_(None), not_(rows.within(oldest, newest))))
+        .where(or_(rows.key.is_(None), not_(rows.within(oldest, newest))))
     ).one()
     return Leftover(count, low, high) if count else None
 
@@ -224,13 +218,15 @@ class _Rows:
         assert managed.policy is not None
         assert managed.key_type is not None
         self.key_type: KeyType = managed.key_type
-        self.key: ColumnElement[Any] = column(managed.policy.key, _TYPES[self.key_type])
+        self.key = key_column(managed.policy.key, self.key_type)
         self.table = table(default.name, self.key, schema=default.schema)
 
     def stretches(
         self, connection: Connection, low: KeyValue, high: KeyValue, fine: bool
     ) -> list[tuple[KeyValue, KeyValue, int]]:
         """Return the first key, the last one and how many there are in each hour, or quarter of an hour."""
+        if is_encoded(self.key_type):
+            return self._counted_stretches(connection, low, high, fine)
         key = func.timezone("UTC", self.key) if self.key_type == "timestamptz" else cast(self.key, DateTime())
         width = cast(timedelta(minutes=15 if fine else 60), Interval())
         bins = func.date_bin(width, key, cast(datetime.combine(date(2000, 1, 1), time()), DateTime()))
@@ -246,20 +242,30 @@ class _Rows:
             for row in found
         ]
 
+    def _counted_stretches(
+        self, connection: Connection, low: KeyValue, high: KeyValue, fine: bool
+    ) -> list[tuple[KeyValue, KeyValue, int]]:
+        ticks = ticks_of(self.key, self.key_type)
+        width = TICKS[self.key_type] * (15 if fine else 60) * 60
+        found = connection.execute(
+            select(func.min(ticks), func.max(ticks), func.count())
+            .select_from(self.table)
+            .where(self.within(low, high))
+            .group_by(ticks // literal(width, BigInteger()))
+        ).all()
+        ends = ((tick_instant(row[0], self.key_type), tick_instant(row[1], self.key_type)) for row in found)
+        return [(*pair, int(row[2])) for pair, row in zip(ends, found, strict=True)]
+
     def count(self, connection: Connection, low: KeyValue, high: KeyValue) -> int:
-        counting = self._of(func.count()).where(self.key >= self._value(low), self.key < self._value(high))
+        begin, end = key_literal(low, self.key_type), key_literal(high, self.key_type, upper=True)
+        counting = self._of(func.count()).where(self.key >= begin, self.key < end)
         return int(connection.execute(counting).scalar_one())
 
     def within(self, low: KeyValue, high: KeyValue) -> ColumnElement[bool]:
-        return self.key.between(self._value(low), self._value(high))
+        return self.key.between(key_literal(low, self.key_type), key_literal(high, self.key_type))
 
     def _of(self, what: ColumnElement[Any]) -> Select[Any]:
         return select(what).select_from(self.table)
-
-    def _value(self, value: KeyValue) -> ColumnElement[Any]:
-        # As text: each driver has its own idea of the year 1.
-        text_value = bindparam(None, value.isoformat(), type_=Text(), unique=True)
-        return cast(cast(text_value, Text()), _TYPES[self.key_type])
 
 
 def key_of_text(printed: str, key_type: KeyType) -> KeyValue:

@@ -14,8 +14,6 @@ from typing import Any
 from sqlalchemy import (
     ColumnClause,
     Connection,
-    Text,
-    cast,
     column,
     exists,
     func,
@@ -30,6 +28,7 @@ from sqlalchemy.engine import Row
 from alembic_partitions.periods import KeyValue
 from alembic_partitions.plan import ManagedTable, Partition
 
+from .keys import printed_ends
 from .values import _value as key_value
 
 _RUNS = table(
@@ -161,7 +160,7 @@ def counted_rows(connection: Connection, managed: ManagedTable) -> dict[int, Row
     key: ColumnClause[Any] = column(managed.policy.key)
     owner: ColumnClause[int] = column("tableoid")
     query = (
-        select(owner, func.count(), cast(func.min(key), Text), cast(func.max(key), Text))
+        select(owner, func.count(), *printed_ends(key, managed.key_type))
         .select_from(table(managed.name, key, owner, schema=managed.schema))
         .group_by(owner)
     )

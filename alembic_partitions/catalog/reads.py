@@ -11,13 +11,15 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 import pytz
-from sqlalchemy import Connection, and_, column, func, select, table, true
+from sqlalchemy import Connection, and_, column, func, literal_column, select, table, true
 from sqlalchemy.engine import Row
 
+from alembic_partitions import keys
 from alembic_partitions.compare import Relation
 from alembic_partitions.errors import ConfigurationError
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import (
+    CONFIG_ADDED,
     CONFIG_MARK,
     MARKS,
     PARENT_LOCK_CLASS,
@@ -120,7 +122,9 @@ def read_snapshot(
     """
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
-    config = table(CONFIG_TABLE, *map(column, names), schema=config_schema)
+    named = [name for name in names if name not in CONFIG_ADDED]
+    config = table(CONFIG_TABLE, *map(column, named), schema=config_schema).alias("config")
+    added = [func.to_jsonb(literal_column("config")).op("->>")(name).label(name) for name in CONFIG_ADDED]
     session = select(
         func.now().label("now"),
         func.pg_is_in_recovery().label("in_recovery"),
@@ -130,7 +134,7 @@ def read_snapshot(
     parents = queries.PARENTS.subquery("parents")
     same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
     rows = connection.execute(
-        select(session.c.now, session.c.in_recovery, session.c.user, config, parents)
+        select(session.c.now, session.c.in_recovery, session.c.user, config, *added, parents)
         .select_from(session.outerjoin(config, true()).outerjoin(parents, same))
         .order_by(config.c.table_schema, config.c.table_name)
     ).all()
@@ -163,16 +167,21 @@ def with_partitions(
     """
     known = {t.oid: t for t in tables if t.oid is not None and t.problem is None}
     children: dict[int, list[Partition]] = {oid: [] for oid in known}
+    full = set[int]()
     if known:
         query = queries.PARTITIONS
         wanted: dict[str, list[Any]] = {"parents": list(known)}
         if names is not None:
             query, wanted = queries.NAMED_PARTITIONS, {**wanted, "names": list(names)}
         for row in connection.execute(query, wanted):
-            children[row.parent].append(partition_of(row, known[row.parent].key_type))
+            key_type = known[row.parent].key_type
+            children[row.parent].append(partition_of(row, key_type))
+            if key_type == "uuidv7" and keys.has_version(row.bound):
+                full.add(row.parent)
     for item in tables:
         parts = children.get(item.oid) if item.oid is not None else None
-        yield item if parts is None else dataclasses.replace(item, partitions=tuple(parts))
+        found = item if parts is None else dataclasses.replace(item, partitions=tuple(parts))
+        yield dataclasses.replace(found, key_type="uuidv7_full") if item.oid in full else found
 
 
 def describe_table(connection: Connection, schema: str, name: str, policy: PartitionPolicy) -> ManagedTable:

@@ -5,24 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
 import pytz
 from sqlalchemy.engine import Row
 
+from alembic_partitions import keys
 from alembic_partitions.errors import PolicyError
 from alembic_partitions.periods import KeyType, KeyValue, iso_time
 from alembic_partitions.plan import Belongings, ManagedTable, Partition, Refusal, Traits
 from alembic_partitions.policy import PartitionPolicy
 
 _BOUND = re.compile(r"FOR VALUES FROM \((?P<lower>.*)\) TO \((?P<upper>.*)\)")
-_KEY_TYPES: Mapping[str, KeyType] = {
-    "timestamp with time zone": "timestamptz",
-    "timestamp without time zone": "timestamp",
-    "date": "date",
-}
 
 
 def managed_table(row: Row[Any], fields: Sequence[str]) -> ManagedTable:
@@ -52,17 +48,14 @@ def fitted(row: Row[Any], policy: PartitionPolicy) -> ManagedTable:
     elif row.natts != 1 or row.key != policy.key:
         by = "an expression" if row.key is None else f"column {row.key!r}" + (" and more" * (row.natts > 1))
         why = f"it is partitioned by {by}, the policy by column {policy.key!r}"
-    elif row.type not in _KEY_TYPES:
-        why = f"its key {row.key!r} is of type {row.type}; use timestamptz, timestamp or date"
     else:
         try:
-            policy.grid(_KEY_TYPES[row.type])
+            key_type = policy.key_type_of(row.type)
+            policy.grid(key_type)
         except PolicyError as error:
             why = str(error)
         else:
-            return dataclasses.replace(
-                found, key_type=_KEY_TYPES[row.type], traits=_traits(row), precision=row.precision
-            )
+            return dataclasses.replace(found, key_type=key_type, traits=_traits(row), precision=row.precision)
     return dataclasses.replace(found, problem=(Refusal.UNFIT, f"{row.schema}.{row.name}: {why}"))
 
 
@@ -81,6 +74,8 @@ def _traits(row: Row[Any]) -> Traits:
 
 def value_of(printed: str, key_type: KeyType) -> KeyValue | None:
     """Read a key as PostgreSQL prints it under UTC and ISO; ``None`` beyond Python's years 1 to 9999."""
+    if keys.is_encoded(key_type):
+        return keys.row_value(printed, key_type)
     ends = _value(printed, key_type, upper=False), _value(printed, key_type, upper=True)
     return ends[0] if ends[0] == ends[1] else None
 
@@ -91,15 +86,10 @@ def key_type_of(table: Belongings, policy: PartitionPolicy) -> KeyType:
     :raises PolicyError: it is of another type, or the policy does not fit it.
     """
     key = table.column(policy.key)
-    told = "" if key is None else re.sub(r"\(\d\)", "", key.type)
-    if told not in _KEY_TYPES:
-        raise PolicyError(
-            field="key",
-            problem=f"column {policy.key!r} of {table} is of type {told or 'none'}",
-            remedy="Partition by a timestamptz, timestamp or date column.",
-        )
-    policy.grid(_KEY_TYPES[told])
-    return _KEY_TYPES[told]
+    assert key is not None  # refused before
+    key_type = policy.key_type_of(re.sub(r"\(\d\)", "", key.type), str(table))
+    policy.grid(key_type)
+    return key_type
 
 
 def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:
@@ -122,13 +112,15 @@ def bounds_of(printed: str, key_type: KeyType) -> tuple[KeyValue | None, KeyValu
 def _value(printed: str, key_type: KeyType, upper: bool) -> KeyValue | None:
     """Read a bound as PostgreSQL prints it under UTC and ISO; beyond Python's years 1 to 9999 it is open."""
     digits = printed.strip("'")
+    if keys.is_encoded(key_type) and printed not in ("MINVALUE", "MAXVALUE"):
+        return keys.bound_value(digits, key_type, upper)
     early = printed == "MINVALUE" or digits == "-infinity" or digits.endswith(" BC")
     late = printed == "MAXVALUE" or digits == "infinity" or digits.find("-", 1) > 4
     if early or late:
         if early != upper:
             return None
         end = datetime.min if early else datetime.max  # an empty stretch at that end of the calendar
-        zoned = end.replace(tzinfo=pytz.utc) if key_type == "timestamptz" else end
+        zoned = end if key_type == "timestamp" else end.replace(tzinfo=pytz.utc)
         return end.date() if key_type == "date" else zoned
     if key_type == "date":
         return date.fromisoformat(digits)

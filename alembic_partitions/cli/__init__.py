@@ -4,7 +4,17 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import keeping, looking, maintaining, migrating, repairing, showing, splitting
+from . import (
+    adopting,
+    converting,
+    keeping,
+    looking,
+    maintaining,
+    migrating,
+    repairing,
+    showing,
+    splitting,
+)
 from .door import (
     CHECK_CRITICAL,
     CHECK_OK,
@@ -26,6 +36,8 @@ __all__ = [
     "EXIT_INTERRUPTED",
     "EXIT_OK",
     "EXIT_USAGE",
+    "adopting",
+    "converting",
     "keeping",
     "looking",
     "main",

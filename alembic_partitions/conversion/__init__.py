@@ -1,5 +1,14 @@
 """Tables that people have already: plain ones become partitioned, and plain again."""
 
-from .converting import ConversionPlan, abort_conversion, convert, plan_convert
+from .converting import abort_conversion, convert, plan_convert
+from .reading import ConversionPlan
+from .reverting import plan_unpartition, unpartition
 
-__all__ = ["ConversionPlan", "abort_conversion", "convert", "plan_convert"]
+__all__ = [
+    "ConversionPlan",
+    "abort_conversion",
+    "convert",
+    "plan_convert",
+    "plan_unpartition",
+    "unpartition",
+]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Container
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl, executor, maintenance
 from alembic_partitions.declare import Door, ensure_our_tables
-from alembic_partitions.errors import ConversionRefused, NoTableError, WindowRangeError, WorkFailed
-from alembic_partitions.executor.statements import remark, script
+from alembic_partitions.errors import ConversionRefused, WindowRangeError, WorkFailed
 from alembic_partitions.locks import one_conversion
 from alembic_partitions.maintenance import Report, TableResult
 from alembic_partitions.periods import KeyValue, Window
@@ -30,32 +31,10 @@ from alembic_partitions.plan import (
 from alembic_partitions.policy import PartitionPolicy
 from alembic_partitions.sessions import own_transactions
 
-#: Told of each step when it begins.
-Told = Callable[[str], None]
+from .reading import MOST_LOOKS, ConversionPlan, Told, door_to, long_holders, read, refuse_blocked
 
 #: Windows that are made in the swap itself; the rest of the horizon follows in transactions of its own.
 FIRST_WINDOWS = 2
-#: Seconds after which a transaction that holds the table counts as one that will go on holding it.
-LONG = 60.0
-# Somebody else alters the table between our looks, each time anew: then we give up.
-_MOST_LOOKS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ConversionPlan:
-    """What is left to do to convert one table; no steps where it is done."""
-
-    table: str
-    steps: tuple[executor.Step, ...] = ()
-    notes: tuple[str, ...] = ()
-    #: Who holds the table longer than the swap would wait.
-    blockers: tuple[str, ...] = ()
-    conversion: Conversion | None = field(default=None, repr=False)
-
-    def sql(self) -> str:
-        """Return the script: byte for byte what :func:`convert` would send."""
-        said = "".join(f"{remark(note)}\n" for note in (*self.notes, *self.blockers))
-        return said + "".join(script([step.batch], step.title) for step in self.steps)
 
 
 def plan_convert(
@@ -66,10 +45,11 @@ def plan_convert(
     schema: str | None = None,
     config_schema: str | None = None,
     until: KeyValue | str | None = None,
+    by_hand: bool = False,
 ) -> ConversionPlan:
     """Return what :func:`convert` would do now; nothing is changed. Raises as :func:`convert` does."""
     with own_transactions(connection), connection.begin():
-        task = _task(connection, table, policy, schema, config_schema, until)
+        task = _task(connection, table, policy, schema, config_schema, until, by_hand)
         if task.is_done():
             return ConversionPlan(str(task))
         planned = task.plan()
@@ -86,6 +66,7 @@ def convert(
     schema: str | None = None,
     config_schema: str | None = None,
     until: KeyValue | str | None = None,
+    by_hand: bool = False,
     told: Told = lambda title: None,
 ) -> Report:
     """Turn a plain table into one partitioned as ``policy`` says, while it is read and written.
@@ -101,6 +82,7 @@ def convert(
     :param until: where the new windows begin, moved to the begin of a window (see :meth:`Grid.key_of`).
         Default: the first window that begins seven days or more after now, and after the newest row. Until
         the last step is done, rows from there on are refused.
+    :param by_hand: in no migration, so the table's model need not know of it.
     :param told: told of each step when it begins.
     :raises ConversionRefused: something would be lost, or rows have no place; nothing was changed.
     :raises PolicyError: the policy does not fit the key.
@@ -109,14 +91,20 @@ def convert(
     """
     with own_transactions(connection):
         with connection.begin():
-            task = _task(connection, table, policy, schema, config_schema, until)
+            task = _task(connection, table, policy, schema, config_schema, until, by_hand)
             task.read()
+            if os.environ.get(maintenance.NOW_VARIABLE):
+                name = maintenance.NOW_VARIABLE
+                why = f"by a rehearsed clock nothing is converted; unset {name}, or use --dry-run"
+                raise ConversionRefused(table=str(task), problems=why)
         with one_conversion(connection.engine, str(task)):
             return _convert(connection, task, told)
 
 
 def _convert(connection: Connection, task: _Task, told: Told) -> Report:
     with connection.begin():
+        if catalog.read_session(connection, task.home).in_recovery:
+            return Report(in_recovery=True)
         begun = catalog.read_session(connection, ensure_our_tables(task.door) or "")
     notes: tuple[str, ...] = ()
     first: str | None = None
@@ -126,42 +114,61 @@ def _convert(connection: Connection, task: _Task, told: Told) -> Report:
             if task.is_done():
                 break
             planned = task.plan()
-        _refuse_blocked(planned)
+        refuse_blocked(planned)
         notes = planned.notes
         try:
             first = _taken(connection, planned, told)
         except executor.Changed as error:
             looks += 1
-            if looks == _MOST_LOOKS:
+            if looks == MOST_LOOKS:
                 why = "somebody else alters it all the time"
                 raise WorkFailed(table=str(task), what="converting", reason=why) from error
     told("windows up to the horizon")
-    return _settled(connection, begun, str(task), first, notes)
+    return _settled(connection, begun, task, first, notes)
 
 
 def _taken(connection: Connection, planned: ConversionPlan, told: Told) -> str | None:
     """Take the first of the steps that are left; return the first partition's name if it was the last."""
-    assert planned.conversion is not None
     step, *more = planned.steps
     told(step.title)
-    executor.run_step(connection, planned.conversion.table, step)
-    return None if more else planned.conversion.first
+    executor.run_step(connection, planned.unchanged, step)
+    return None if more else planned.first
 
 
 def _settled(
-    connection: Connection, begun: catalog.Snapshot, table: str, first: str | None, notes: tuple[str, ...]
+    connection: Connection, begun: catalog.Snapshot, task: _Task, first: str | None, notes: tuple[str, ...]
 ) -> Report:
     """Bring the new table to its horizon, and write the run down."""
     home = begun.config_schema
-    done = maintenance.ensure(connection, schema=home, tables=[table], write_down="never")
-    report = Report(tuple(_with(result, first, notes) for result in done.results))
+    done = maintenance.ensure(connection, schema=home, tables=[str(task)], write_down="never")
+    tended = _analyzed(connection, task) if first else ()
+    report = Report(tuple(_with(result, first, notes, tended) for result in done.results))
     maintenance.record(connection, begun, "convert", report)
     return report
 
 
-def _with(result: TableResult, first: str | None, notes: tuple[str, ...]) -> TableResult:
-    created = (first, *result.created) if first else result.created
-    return dataclasses.replace(result, created=created, findings=(*notes, *result.findings))
+def _analyzed(connection: Connection, task: _Task) -> tuple[str, ...]:
+    """Give the planner statistics of the new table, which autovacuum never gathers; `maintain` does later."""
+    version = int((connection.dialect.server_version_info or (0,))[0])
+    analyze = executor.analyze_batch(task.schema, task.table, parent=True, server_version=version)
+    try:
+        executor.tend(connection, analyze)
+    except DBAPIError:
+        return ()
+    return (task.table,)
+
+
+def _with(
+    result: TableResult, first: str | None, notes: tuple[str, ...], tended: tuple[str, ...]
+) -> TableResult:
+    if first is None:
+        return dataclasses.replace(result, findings=(*notes, *result.findings))
+    # What is off the grid is the first partition, as it should be.
+    others = (finding for finding in result.findings if first not in finding)
+    told = f"{first} holds all the rows; `alembic-partitions split` divides it into windows"
+    return dataclasses.replace(
+        result, created=(first, *result.created), findings=(*notes, told, *others), tended=tended
+    )
 
 
 def abort_conversion(connection: Connection, table: str, *, schema: str | None = None) -> tuple[str, ...]:
@@ -173,13 +180,13 @@ def abort_conversion(connection: Connection, table: str, *, schema: str | None =
     """
     with own_transactions(connection):
         with connection.begin():
-            where = str(_door(connection, None).schema_of(schema, table))
+            where = str(door_to(connection, None).schema_of(schema, table))
         with one_conversion(connection.engine, f"{where}.{table}"):
             with connection.begin():
-                found = _read(connection, where, table)
+                found = read(connection, where, table)
             steps = executor.abort_steps(found)
             for step in steps:
-                executor.run_step(connection, found, step)
+                executor.run_step(connection, [found], step)
     return tuple(step.title for step in steps)
 
 
@@ -197,13 +204,14 @@ class _Task:
     table: str
     policy: PartitionPolicy
     until: KeyValue | str | None
+    by_hand: bool
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.table}"
 
     def read(self) -> Belongings:
         """Return the table as it is."""
-        return _read(self.connection, self.schema, self.table)
+        return read(self.connection, self.schema, self.table)
 
     def is_done(self) -> bool:
         """Tell whether the table is partitioned already as the policy says."""
@@ -235,10 +243,17 @@ class _Task:
             connection, lambda taken: plan_conversion(found, policy, key_type, window, taken)
         )
         windows = _first_windows(connection, conversion, window)
-        settled = ddl.declare_policy(self.home, ddl.text_literal(self.schema), self.table, policy)
+        settled = ddl.declare_policy(
+            self.home, ddl.text_literal(self.schema), self.table, policy, self.by_hand
+        )
         steps = executor.conversion_steps(conversion, windows, settled, session.user)
         return ConversionPlan(
-            str(found), tuple(steps), conversion.notes, _long_holders(connection, found), conversion
+            str(found),
+            tuple(steps),
+            conversion.notes,
+            long_holders(connection, found),
+            unchanged=(found,),
+            first=conversion.first,
         )
 
 
@@ -249,28 +264,12 @@ def _task(
     schema: str | None,
     config_schema: str | None,
     until: KeyValue | str | None,
+    by_hand: bool,
 ) -> _Task:
-    door = _door(connection, config_schema)
+    door = door_to(connection, config_schema)
     # Before search_path is set aside: it says where things are.
     home, where = door.home, door.schema_of(schema, table)
-    return _Task(connection, door, str(home), str(where), table, policy, until)
-
-
-def _door(connection: Connection, config_schema: str | None) -> Door:
-    return Door(connection.execute, connection, config_schema, remark=lambda text: None)
-
-
-def _read(connection: Connection, schema: str, table: str) -> Belongings:
-    catalog.see_all_rows(connection)
-    found = catalog.read_belongings(connection, schema, table)
-    if found is None:
-        raise NoTableError(table=f"{schema}.{table}")
-    return found
-
-
-def _long_holders(connection: Connection, table: Belongings) -> tuple[str, ...]:
-    held = catalog.holders(connection, [table.oid])
-    return tuple(f"{holder}, for {holder.seconds:.0f} s" for holder in held if (holder.seconds or 0) > LONG)
+    return _Task(connection, door, str(home), str(where), table, policy, until, by_hand)
 
 
 def _with_free_names(connection: Connection, make: Callable[[Container[str]], Conversion]) -> Conversion:
@@ -295,13 +294,3 @@ def _first_windows(
         connection, lambda taken: plan_windows(table, windows, taken, made_by="convert")
     )
     return planned.steps
-
-
-def _refuse_blocked(planned: ConversionPlan) -> None:
-    """Refuse to begin what would have to wait for somebody who goes on and on."""
-    if planned.blockers:
-        told = "; ".join(planned.blockers)
-        raise ConversionRefused(
-            table=planned.table,
-            problems=f"the last step would wait for a long transaction: {told}. End it, or wait for its end",
-        )

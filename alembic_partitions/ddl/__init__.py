@@ -1,5 +1,13 @@
 """Every write: our two tables, and DDL elements quoted in the last step, by SQLAlchemy's preparer."""
 
+from .adoption import (
+    ADOPTED_MARK,
+    MarkAdopted,
+    UnmarkAdopted,
+    WrittenOut,
+    partman_off,
+    printed_bounds,
+)
 from .children import (
     AttachIndex,
     BuildIndex,
@@ -10,6 +18,7 @@ from .children import (
     DropIndex,
     RebuildIndex,
     SecureRows,
+    SetTablespace,
 )
 from .configuration import (
     as_json,
@@ -153,6 +162,7 @@ from .tending import (
 )
 
 __all__ = [
+    "ADOPTED_MARK",
     "ENTRY",
     "MOVING",
     "PROBE",
@@ -216,6 +226,7 @@ __all__ = [
     "LockReferred",
     "LockShared",
     "MakeRoom",
+    "MarkAdopted",
     "MarkAgain",
     "MarkDetached",
     "MarkDetaching",
@@ -250,12 +261,14 @@ __all__ = [
     "SetSchema",
     "SetStatementTimeout",
     "SetStatistics",
+    "SetTablespace",
     "SetWatcher",
     "ShareOrigin",
     "Silence",
     "Steady",
     "StopWriters",
     "TestRow",
+    "UnmarkAdopted",
     "Unwatch",
     "Vacuum",
     "ValidateKey",
@@ -263,6 +276,7 @@ __all__ = [
     "Watch",
     "WatchAlways",
     "WatchTruncate",
+    "WrittenOut",
     "as_json",
     "bound_literal",
     "bound_of",
@@ -271,6 +285,8 @@ __all__ = [
     "declare_policy",
     "indexed_table",
     "partition_elements",
+    "partman_off",
+    "printed_bounds",
     "qualified",
     "quote",
     "row_of",

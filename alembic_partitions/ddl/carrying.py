@@ -15,6 +15,7 @@ from alembic_partitions.plan import (
     OwnColumn,
     OwnIndex,
     OwnPolicy,
+    OwnStatistics,
     OwnTrigger,
     Publication,
     Reader,
@@ -52,19 +53,27 @@ def rename_index(table: Name, index: OwnIndex, name: str) -> Element:
     return Words(f"ALTER INDEX {qualified(index.schema, index.name)} RENAME TO {quote(name)}")
 
 
+def create_statistics(statistics: OwnStatistics, owner: str, user: str | None) -> Iterable[Element]:
+    """Create an object of extended statistics as it was, its owner's."""
+    yield Words(statistics.definition)
+    if owner != user:
+        name = qualified(statistics.schema, statistics.name)
+        yield Words(f"ALTER STATISTICS {name} OWNER TO {quote(owner)}")
+
+
 def rename_statistics(statistics: Name, name: str) -> Element:
     """Rename an object of extended statistics."""
     return Words(f"ALTER STATISTICS {qualified(*statistics)} RENAME TO {quote(name)}")
 
 
-def create_like(origin: Name, goal: Name, partition_by: str | None, belongings: Belongings) -> Element:
-    """Create a table with the columns, defaults and CHECKs of another one: no identity, no index, no
-    statistics, which are hung on it under their own names."""
+def create_like(origin: Name, goal: Name, key: str | None, belongings: Belongings) -> Element:
+    """Create a table with the columns, defaults and CHECKs of another one, partitioned by ``key`` if there is
+    one: no identity, no index, no statistics, which are hung on it under their own names."""
     text = (
         f"CREATE TABLE {qualified(*goal)} (LIKE {qualified(*origin)} INCLUDING ALL EXCLUDING IDENTITY"
         " EXCLUDING INDEXES EXCLUDING STATISTICS)"
     )
-    text += f" PARTITION BY {partition_by}" if partition_by else ""
+    text += f" PARTITION BY RANGE ({quote(key)})" if key is not None else ""
     if belongings.access_method is not None:
         text += f" USING {quote(belongings.access_method)}"
     return Words(text + (f" TABLESPACE {quote(belongings.tablespace)}" if belongings.tablespace else ""))
@@ -73,6 +82,55 @@ def create_like(origin: Name, goal: Name, partition_by: str | None, belongings: 
 def set_owner(table: Name, owner: str) -> Element:
     """Give a table to a role."""
     return Words(f"ALTER TABLE {qualified(*table)} OWNER TO {quote(owner)}")
+
+
+def detach(parent: Name, child: Name) -> Element:
+    """Detach a partition."""
+    return Words(f"ALTER TABLE {qualified(*parent)} DETACH PARTITION {qualified(*child)}")
+
+
+def settle(table: Name, goal: Name) -> Iterable[Element]:
+    """Move a table to another schema and name."""
+    if table[0] != goal[0]:
+        yield Words(f"ALTER TABLE {qualified(*table)} SET SCHEMA {quote(goal[0])}")
+    yield rename_table((goal[0], table[1]), goal[1])
+
+
+def lock_beside(table: Name) -> Element:
+    """Keep VACUUM and other DDL away, and nobody who reads or writes. An autovacuum that is under way gives
+    way to whoever waits for this longer than deadlock_timeout, which no ACCESS EXCLUSIVE lock may be asked
+    for."""
+    return Words(f"LOCK TABLE ONLY {qualified(*table)} IN SHARE UPDATE EXCLUSIVE MODE")
+
+
+def confirm_empty(parent: int, kept: int, name: str) -> Element:
+    """Make sure that all the rows of a table are in one partition."""
+    return Words(
+        do_block(
+            "DECLARE part regclass; filled boolean;\nBEGIN\n"
+            "  PERFORM set_config('row_security', 'off', true);\n"
+            f"  FOR part IN SELECT i.inhrelid FROM pg_inherits i WHERE i.inhparent = {parent:d}\n"
+            f"    AND i.inhrelid <> {kept:d}\n"
+            "  LOOP\n"
+            "    EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part) INTO filled;\n"
+            "    IF filled THEN\n"
+            f"      RAISE EXCEPTION '% holds rows now, beside the one that was to become %', part,"
+            f" {quoted_text(name)}\n"
+            "        USING ERRCODE = 'object_not_in_prerequisite_state';\n"
+            "    END IF;\n"
+            "  END LOOP;\n"
+        )
+    )
+
+
+def drop_not_null(table: Name, column: str) -> Element:
+    """Allow NULL."""
+    return Words(f"ALTER TABLE {qualified(*table)} ALTER COLUMN {quote(column)} DROP NOT NULL")
+
+
+def drop_statistics(statistics: Name) -> Element:
+    """Drop an object of extended statistics."""
+    return Words(f"DROP STATISTICS {qualified(*statistics)}")
 
 
 def set_not_null(table: Name, column: str) -> Element:
@@ -92,7 +150,7 @@ def add_constraint(table: Name, name: str, definition: str) -> Element:
 
 def add_until(table: Name, name: str, key: str, until: KeyValue, key_type: KeyType) -> Element:
     """Keep rows from a key on out, from now on; it proves to ATTACH what the first partition holds."""
-    bound = bound_literal(until, key_type)
+    bound = bound_literal(until, key_type, upper=True)
     test = f"{quote(key)} IS NOT NULL AND {quote(key)} < {bound}"
     return Words(f"ALTER TABLE {qualified(*table)} ADD CONSTRAINT {quote(name)} CHECK ({test}) NOT VALID")
 
@@ -111,7 +169,7 @@ def attach_until(parent: Name, child: Name, until: KeyValue, key_type: KeyType) 
     """Attach a table for everything before a key."""
     return Words(
         f"ALTER TABLE {qualified(*parent)} ATTACH PARTITION {qualified(*child)}"
-        f" FOR VALUES FROM (MINVALUE) TO ({bound_literal(until, key_type)})"
+        f" FOR VALUES FROM (MINVALUE) TO ({bound_literal(until, key_type, upper=True)})"
     )
 
 
@@ -154,10 +212,15 @@ def build_unique_index(
     return Words(text + (f" INCLUDE ({', '.join(str(quote(c)) for c in included)})" if included else ""))
 
 
-def comments(table: Name, belongings: Belongings) -> Iterable[Element]:
+def comment_on_table(table: Name, text: str | None) -> Element:
+    """Comment on a table, or take its comment away."""
+    return Words(f"COMMENT ON TABLE {qualified(*table)} IS {'NULL' if text is None else quoted_text(text)}")
+
+
+def comments(table: Name, belongings: Belongings, itself: bool = True) -> Iterable[Element]:
     """Say again what comments said of the table and of what LIKE leaves behind."""
     on = qualified(*table)
-    told = [(f"TABLE {on}", belongings.comment)]
+    told = [(f"TABLE {on}", belongings.comment if itself else None)]
     for index in belongings.indexes:
         told.append((f"INDEX {qualified(index.schema, index.name)}", index.comment))
         told.append((f"CONSTRAINT {quote(index.name)} ON {on}", index.told))
@@ -251,11 +314,11 @@ def create_policy(table: Name, policy: OwnPolicy) -> Element:
 
 
 def row_security(table: Name, enabled: bool, forced: bool) -> Iterable[Element]:
-    """Switch row-level security on, for the owner too where it is forced."""
-    if enabled:
-        yield Words(f"ALTER TABLE {qualified(*table)} ENABLE ROW LEVEL SECURITY")
+    """Switch row-level security on or off, for the owner too where it is forced."""
+    on = f"ALTER TABLE {qualified(*table)}"
+    yield Words(f"{on} {'ENABLE' if enabled else 'DISABLE'} ROW LEVEL SECURITY")
     if forced:
-        yield Words(f"ALTER TABLE {qualified(*table)} FORCE ROW LEVEL SECURITY")
+        yield Words(f"{on} FORCE ROW LEVEL SECURITY")
 
 
 def unforce_row_security(table: Name) -> Element:
@@ -322,8 +385,3 @@ def redefine_view(view: Reader) -> Element:
         f"CREATE OR REPLACE VIEW {qualified(view.schema, view.name)}{options} AS\n"
         + view.definition.strip().removesuffix(";")
     )
-
-
-def mark_table(table: Name, mark: str) -> Element:
-    """Comment on a table."""
-    return Words(f"COMMENT ON TABLE {qualified(*table)} IS {quoted_text(mark)}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from alembic_partitions.plan import Constraint
 
-from .elements import Element, OfTable, qualified, quote
+from .elements import Element, OfTable, qualified, quote, quoted_text
 
 
 @dataclass(eq=False)
@@ -65,6 +65,18 @@ class BuildIndex(OfTable):
         if self.only:
             return f"CREATE {how} {quote(self.index)} ON ONLY {self.table} {self.body}"
         return f"CREATE {how} CONCURRENTLY {quote(self.index)} ON {self.table} {self.body}"
+
+
+@dataclass(eq=False)
+class SetTablespace(Element):
+    """Where an index goes that is built next: PostgreSQL leaves it out of what it writes from USING on."""
+
+    tablespace: str
+    #: For this transaction alone.
+    local: bool
+
+    def sql(self) -> str:
+        return f"SET {'LOCAL ' if self.local else ''}default_tablespace = {quoted_text(self.tablespace)}"
 
 
 class RebuildIndex(OfTable):

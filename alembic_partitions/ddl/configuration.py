@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ClauseElement, ColumnElement, Table, Time, and_, cast
 from sqlalchemy.dialects.postgresql import JSONB, Insert, insert
 
-from alembic_partitions.policy import PartitionPolicy
+from alembic_partitions.policy import BY_HAND, PartitionPolicy
 
 from .elements import DIALECT, text_literal
 from .migrations import schema_of_name
@@ -17,16 +17,18 @@ from .tables import config_table
 
 
 def declare_policy(
-    home: str | None, schema: ColumnElement[str], name: str, policy: PartitionPolicy
+    home: str | None, schema: ColumnElement[str], name: str, policy: PartitionPolicy, by_hand: bool = False
 ) -> Insert:
-    """Return what writes the policy of a table down, in force and declared, whatever stood there before."""
+    """Return what writes the policy of a table down, in force and declared, whatever stood there before.
+
+    :param by_hand: no migration declares it, so its model need not know of it.
+    """
     values = columns_of(policy.to_dict())
+    declared = as_json(policy.to_dict() | ({BY_HAND: True} if by_hand else {}))
     target = (
         insert(config_table(home))
         .inline()
-        .values(
-            table_schema=schema, table_name=text_literal(name), declared=as_json(policy.to_dict()), **values
-        )
+        .values(table_schema=schema, table_name=text_literal(name), declared=declared, **values)
     )
     return target.on_conflict_do_update(
         index_elements=["table_schema", "table_name"],

@@ -85,7 +85,11 @@ class MoveRows(Element):
     def _stretch(self) -> str:
         key = quote(self.key)
         ends = [(">=", self.lower), ("<", self.upper)]
-        tests = [f"{key} {sign} {bound_literal(v, self.key_type)}" for sign, v in ends if v is not None]
+        tests = [
+            f"{key} {sign} {bound_literal(value, self.key_type, upper=sign == '<')}"
+            for sign, value in ends
+            if value is not None
+        ]
         return " AND ".join(tests) or "true"
 
 

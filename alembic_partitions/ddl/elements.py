@@ -12,6 +12,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.compiler import DDLCompiler
 
+from alembic_partitions import keys
 from alembic_partitions.periods import KeyType, KeyValue
 
 # Statements are written without a driver's placeholders, so "%" stays as it is: what is printed is what is
@@ -103,9 +104,11 @@ def do_block(body: str) -> str:
     return f"DO {dollar_quoted(body)}"
 
 
-def bound_literal(value: KeyValue, key_type: KeyType) -> str:
+def bound_literal(value: KeyValue, key_type: KeyType, upper: bool = False) -> str:
     """Write a bound: an absolute instant (``+00``) for timestamptz, so no session's TimeZone can move it."""
     if not isinstance(value, datetime):
         return quoted_text(value.isoformat())
+    if keys.is_encoded(key_type):
+        return quoted_text(keys.bound_text(value, key_type, upper))
     text = value.replace(tzinfo=None).isoformat(sep=" ")
     return quoted_text(f"{text}+00" if key_type == "timestamptz" else text)

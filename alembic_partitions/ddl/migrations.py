@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Text, literal_column
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateColumn, CreateTable
 
-from alembic_partitions.plan import CONFIG_MARK, KEPT_MARK, PARENT_LOCK_CLASS, PARTITION_MARK, RUNS_MARK
+from alembic_partitions.plan import (
+    CONFIG_ADDED,
+    CONFIG_MARK,
+    KEPT_MARK,
+    PARENT_LOCK_CLASS,
+    PARTITION_MARK,
+    RUNS_MARK,
+)
 
 from .elements import DIALECT, Element, do_block, qualified, quoted_text
 from .partitions import (
@@ -18,7 +25,7 @@ from .partitions import (
     OfPartition,
     SetReplicaIndex,
 )
-from .tables import config_table, runs_table
+from .tables import column_check, config_table, runs_table
 
 
 def schema_of_name(name: str) -> ColumnElement[str]:
@@ -29,6 +36,22 @@ def schema_of_name(name: str) -> ColumnElement[str]:
         "coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         f" WHERE c.oid = to_regclass({table})), current_schema())",
         Text(),
+    )
+
+
+def _added(name: str) -> str:
+    """Return what adds a column to an earlier version's partition_config. Where it is there, nothing is
+    locked; where it is not, nobody waits for long: a dump may be reading the table for hours."""
+    column = config_table(None).columns[name]
+    adding = f"{CreateColumn(column).compile(dialect=DIALECT)} {column_check(name)}"
+    return (
+        "  IF found IS NOT NULL AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = found\n"
+        f"      AND a.attname = {quoted_text(name)} AND NOT a.attisdropped) THEN\n"
+        "    PERFORM set_config('lock_timeout', '2s', true);\n"
+        f"    EXECUTE format('ALTER TABLE %s ADD COLUMN IF NOT EXISTS %s', found::regclass,\n"
+        f"      {quoted_text(adding)});\n"
+        "    PERFORM set_config('lock_timeout', patience, true);\n"
+        "  END IF;\n"
     )
 
 
@@ -60,9 +83,10 @@ class EnsureOurTables(Element):
                 f"    COMMENT ON TABLE {qualified(self.home, table.name)} IS {told};\n"
                 f"  ELSIF obj_description(found, 'pg_class') IS DISTINCT FROM {told} THEN\n"
                 f"    RAISE EXCEPTION 'table {table.name} is not ours: set ALEMBIC_PARTITIONS_SCHEMA';\n"
-                "  END IF;\n"
+                "  END IF;\n" + "".join(map(_added, CONFIG_ADDED if mark == CONFIG_MARK else ()))
             )
-        return do_block("DECLARE found oid;\nBEGIN\n" + "".join(blocks))
+        declared = "DECLARE found oid; patience text := current_setting('lock_timeout');\n"
+        return do_block(f"{declared}BEGIN\n" + "".join(blocks))
 
 
 @dataclass(eq=False)

@@ -185,7 +185,8 @@ class Attach(OfPartition):
 
     def sql(self) -> str:
         key_type = self.step.table.grid.key_type
-        lower, upper = (bound_literal(value, key_type) for value in (self.step.lower, self.step.upper))
+        lower = bound_literal(self.step.lower, key_type)
+        upper = bound_literal(self.step.upper, key_type, upper=True)
         return (
             f"ALTER TABLE {self.parent} ATTACH PARTITION {self.child} FOR VALUES FROM ({lower}) TO ({upper})"
         )

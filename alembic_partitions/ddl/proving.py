@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from alembic_partitions import keys
 from alembic_partitions.periods import KeyType, KeyValue
 
 from .elements import Element, bound_literal, qualified, quote
@@ -36,7 +37,7 @@ class TestRow(Element):
 
     def sql(self) -> str:
         table, key = qualified(self.schema, self.table), quote(self.key)
-        value = f"CAST({bound_literal(self.value, self.key_type)} AS {self.key_type})"
+        value = f"CAST({bound_literal(self.value, self.key_type)} AS {keys.SQL_TYPES[self.key_type]})"
         where_to = (
             " RETURNING (SELECT concat(n.nspname, '.', c.relname) FROM pg_class c"
             " JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = tableoid)"

@@ -262,7 +262,8 @@ class ProveBound(OfTable):
         key = quote(self.key)
         ends = [f"{key} IS NOT NULL"]
         ends += [f"{key} >= {bound_literal(self.lower, self.key_type)}"] if self.lower is not None else []
-        ends += [f"{key} < {bound_literal(self.upper, self.key_type)}"] if self.upper is not None else []
+        if self.upper is not None:
+            ends.append(f"{key} < {bound_literal(self.upper, self.key_type, upper=True)}")
         return f"ALTER TABLE {self.table} ADD CONSTRAINT {_PROOF} CHECK ({' AND '.join(ends)})"
 
 

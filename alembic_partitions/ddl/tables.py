@@ -48,12 +48,18 @@ _CHECKS = {
     "max_create": "max_create BETWEEN 1 AND 10000",
     "max_drops": "max_drops BETWEEN 1 AND 10000",
     "column_timezone": "column_timezone IS NULL OR " + _ZONE.format("column_timezone"),
+    "epoch": "epoch IN ('s', 'ms', 'us', 'ns')",
     "partition_key": _NAME.format("partition_key"),
     "archive_schema": _NAME.format("archive_schema"),
     "tablespace": _NAME.format("tablespace"),
     "storage_parameters": "jsonb_typeof(storage_parameters) = 'object' AND NOT jsonb_path_exists("
     "storage_parameters, 'strict $.* ? (@.type() like_regex \"^(array|object|null)$\")')",
 }
+
+
+def column_check(name: str) -> str:
+    """Return the CHECK constraint of a column, as it stands in DDL."""
+    return f"CONSTRAINT partition_config_{name}_check CHECK ({_CHECKS[name]})"
 
 
 def config_table(schema: str | None) -> Table:
@@ -79,6 +85,7 @@ def config_table(schema: str | None) -> Table:
         Column("max_create", Integer, nullable=False),
         Column("max_drops", Integer, nullable=False),
         Column("column_timezone", Text),
+        Column("epoch", Text),
         Column("archive_schema", Text),
         Column("tablespace", Text),
         Column("storage_parameters", JSONB, nullable=False),

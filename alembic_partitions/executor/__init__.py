@@ -9,8 +9,13 @@ from .converting import (
     run_step,
     table_to_be,
 )
-from .copying import PATIENCE as SPLIT_PATIENCE
-from .copying import Copier, Pace
+from .copying import (
+    PATIENCE as SPLIT_PATIENCE,
+)
+from .copying import (
+    Copier,
+    Pace,
+)
 from .creating import (
     create_partition,
     render,
@@ -45,10 +50,15 @@ from .removing import (
     remove,
     restore,
 )
+from .reverting import (
+    reversal_steps,
+)
 from .scripts import (
     removal_script,
 )
-from .split_script import split_steps
+from .split_script import (
+    split_steps,
+)
 from .splitting import (
     SplitStep,
     abort_batches,
@@ -59,8 +69,19 @@ from .splitting import (
     key_batches,
     prepare_batches,
 )
-from .statements import Batch, Statement, apply
-from .swapping import compare, promote, swap, wait_for_older
+from .statements import (
+    Batch,
+    Statement,
+    apply,
+    insist,
+    transaction,
+)
+from .swapping import (
+    compare,
+    promote,
+    swap,
+    wait_for_older,
+)
 from .tending import (
     analyze_batch,
     tend,
@@ -95,6 +116,7 @@ __all__ = [
     "drop_index",
     "drop_old_batch",
     "export",
+    "insist",
     "key_batches",
     "mend_batches",
     "mend_child",
@@ -108,6 +130,7 @@ __all__ = [
     "remove",
     "render",
     "restore",
+    "reversal_steps",
     "run_step",
     "script",
     "split_steps",
@@ -115,6 +138,7 @@ __all__ = [
     "table_to_be",
     "tend",
     "took_too_long",
+    "transaction",
     "tried_index",
     "vacuum_batch",
     "wait_for_older",

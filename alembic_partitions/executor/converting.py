@@ -28,10 +28,12 @@ from alembic_partitions.plan import (
     left_index,
 )
 
-from .statements import TRY_AGAIN, Batch, Statement, alone, apply, insist, send, transaction
+from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, alone, apply, insist, send, transaction
 
 #: Seconds that the locks of the last step are tried for in one run.
 PATIENCE = 60.0
+#: Longest wait for a lock that nobody who reads or writes waits behind.
+BESIDE_TIMEOUT_MS = 5_000
 #: CONCURRENTLY waits for transactions that began before it, this long for each.
 CONCURRENT_LOCK_TIMEOUT_MS = 60_000
 
@@ -63,7 +65,7 @@ def conversion_steps(
     where = str(conversion.table)
     steps = []
     if conversion.key_index is not None and conversion.index_is_broken:
-        dropped = _dropped(conversion.table, conversion.key_index)
+        dropped = drop_index(conversion.table, conversion.key_index)
         steps.append(Step("drop what is left of a unique index that was cut off", dropped))
     if conversion.key_index is not None and not conversion.has_index:
         columns = ", ".join(conversion.primary_key)
@@ -89,48 +91,50 @@ def abort_steps(table: Belongings) -> list[Step]:
     if table.check(UNTIL_CHECK) is not None:
         steps.append(Step(f"drop the CHECK {UNTIL_CHECK}", _unchecked(table)))
     if index is not None:
-        steps.append(Step(f"drop the unique index {index}", _dropped(table, index)))
+        steps.append(Step(f"drop the unique index {index}", drop_index(table, index)))
     return steps
 
 
-def run_step(connection: Connection, table: Belongings, step: Step) -> None:
+def run_step(connection: Connection, tables: Sequence[Belongings], step: Step) -> None:
     """Take one step.
 
     :param connection: not in a transaction.
+    :param tables: what the step was planned by, the table that it is about first.
     :raises LockNotAvailable: its locks were not to be had; who holds them is named.
     :raises WorkFailed: PostgreSQL refused.
     :raises Changed: with the table locked it is not what it was; nothing was done.
     """
-    what = f"converting ({step.title})"
+    table, what = str(tables[0]), step.title
     if not step.batch.in_transaction:
         try:
             apply(connection, step.batch)
         except DBAPIError as error:
             if sqlstate(error) in TRY_AGAIN:
-                told = reason(error) + _holders(connection, table.oid)
-                raise LockNotAvailable(table=str(table), reason=told) from error
-            raise WorkFailed(table=str(table), what=what, reason=reason(error)) from error
+                told = reason(error) + _holders(connection, tables[0].oid)
+                raise LockNotAvailable(table=table, reason=told) from error
+            raise WorkFailed(table=table, what=what, reason=reason(error)) from error
         return
     insist(
-        lambda: _attempt(connection, table, step.batch),
+        lambda: _attempt(connection, tables, step.batch),
         connection,
-        table=str(table),
+        table=table,
         what=what,
-        relations=[table.oid],
+        relations=[table.oid for table in tables],
         give_up_at=time.monotonic() + PATIENCE,
     )
 
 
-def _attempt(connection: Connection, table: Belongings, batch: Batch) -> int:
-    is_swap = any(isinstance(statement, _Locked) for statement in batch.statements)
+def _attempt(connection: Connection, tables: Sequence[Belongings], batch: Batch) -> int:
     with connection.begin():
         for statement in batch.statements:
             send(connection, statement)
-            if is_swap and isinstance(statement, _Locked):
-                found = catalog.read_belongings(connection, table.schema, table.name)
-                if found != table:
-                    raise Changed
+            if isinstance(statement, Locked) and not _as_planned(connection, tables):
+                raise Changed
     return 0
+
+
+def _as_planned(connection: Connection, tables: Sequence[Belongings]) -> bool:
+    return all(catalog.read_belongings(connection, t.schema, t.name) == t for t in tables)
 
 
 def _holders(connection: Connection, oid: int) -> str:
@@ -139,7 +143,23 @@ def _holders(connection: Connection, oid: int) -> str:
     return f" ({told})" if told else ""
 
 
-class _Locked(Statement):
+def exclusively(tables: Sequence[carrying.Name], *elements: ddl.Element | Statement) -> Batch:
+    """Return a transaction that keeps everybody out of tables for a moment, once no VACUUM is in the way."""
+    return transaction(
+        *(
+            Statement(
+                carrying.lock_beside(table).sql(),
+                f"SHARE UPDATE EXCLUSIVE on {'.'.join(table)}, beside readers and writers",
+            )
+            for table in tables
+        ),
+        ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
+        *elements,
+        lock_timeout_ms=BESIDE_TIMEOUT_MS,
+    )
+
+
+class Locked(Statement):
     """The lock after which nothing can change any more."""
 
 
@@ -154,7 +174,8 @@ def _indexed(conversion: Conversion) -> Batch:
     return alone(Statement(element.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
 
 
-def _dropped(table: Belongings, index: str) -> Batch:
+def drop_index(table: Belongings, index: str) -> Batch:
+    """Return what drops an index beside readers and writers."""
     element = ddl.DropIndex(table.schema, index)
     locks = f"SHARE UPDATE EXCLUSIVE on {table}; waits for older transactions"
     return alone(Statement(element.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
@@ -166,20 +187,23 @@ def _checked(conversion: Conversion) -> Batch:
     check = carrying.add_until(
         goal, UNTIL_CHECK, conversion.policy.key, conversion.until, conversion.key_type
     )
-    return transaction(
-        Statement(check.sql(), locks), carrying.comment_on_constraint(goal, UNTIL_CHECK, conversion.told)
-    )
+    comment = carrying.comment_on_constraint(goal, UNTIL_CHECK, conversion.told)
+    return exclusively([goal], Statement(check.sql(), locks), comment)
 
 
 def _unchecked(table: Belongings) -> Batch:
     locks = f"ACCESS EXCLUSIVE on {table}, for a moment"
     name = table.schema, table.name
-    return transaction(Statement(carrying.drop_constraint(name, UNTIL_CHECK).sql(), locks))
+    return exclusively([name], Statement(carrying.drop_constraint(name, UNTIL_CHECK).sql(), locks))
 
 
 def _proven(conversion: Conversion) -> Batch:
     locks = f"SHARE UPDATE EXCLUSIVE on {conversion.table}, beside readers and writers"
-    return transaction(Statement(carrying.validate(conversion.goal, UNTIL_CHECK).sql(), locks))
+    return transaction(
+        ddl.SetStatementTimeout(0),
+        Statement(carrying.validate(conversion.goal, UNTIL_CHECK).sql(), locks),
+        lock_timeout_ms=BESIDE_TIMEOUT_MS,
+    )
 
 
 # -- the swap -------------------------------------------------------------------------------------------
@@ -192,9 +216,10 @@ def swap(
     table, goal = conversion.table, conversion.goal
     lock = ddl.LockAgainstAll(table.schema, table.name)
     making = [element for step in windows for element in ddl.partition_elements(step, user)]
-    return transaction(
+    return exclusively(
+        [goal],
         ddl.PlainNames(),
-        _Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
+        Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
         *_stepped_aside(conversion),
         *_parent(conversion, user),
         *_taken_over(conversion),
@@ -203,7 +228,7 @@ def swap(
             Statement(carrying.redefine_view(view).sql(), f"ACCESS EXCLUSIVE on {view.schema}.{view.name}")
             for view in table.views
         ),
-        carrying.mark_table(conversion.origin, conversion.mark),
+        carrying.comment_on_table(conversion.origin, conversion.mark),
         *carrying.comments(goal, table),
         *making,
         Statement(ddl.written(settled)),
@@ -239,7 +264,7 @@ def _stepped_aside(conversion: Conversion) -> Iterator[ddl.Element]:
 def _parent(conversion: Conversion, user: str | None) -> Iterator[ddl.Element]:
     """A partitioned table of the old name, with indexes of the old names."""
     table, goal = conversion.table, conversion.goal
-    yield carrying.create_like(conversion.origin, goal, conversion.policy.partition_by, table)
+    yield carrying.create_like(conversion.origin, goal, conversion.policy.key, table)
     yield carrying.drop_constraint(goal, UNTIL_CHECK)
     if table.owner != user:
         yield carrying.set_owner(goal, table.owner)
@@ -254,7 +279,8 @@ def _parent(conversion: Conversion, user: str | None) -> Iterator[ddl.Element]:
             yield carrying.add_constraint(goal, index.name, index.definition or "")
         else:
             yield carrying.create_index(goal, index)
-    yield from (carrying.Words(statistics.definition) for statistics in table.statistics)
+    for statistics in table.statistics:
+        yield from carrying.create_statistics(statistics, table.owner, user)
     yield from carrying.replica_identity(goal, table)
 
 
@@ -272,7 +298,8 @@ def _taken_over(conversion: Conversion) -> Iterator[ddl.Element | Statement]:
         yield from carrying.create_trigger(goal, trigger)
     for policy in table.policies:
         yield carrying.create_policy(goal, policy)
-    yield from carrying.row_security(goal, table.row_security, table.force_row_security)
+    if table.row_security or table.force_row_security:
+        yield from carrying.row_security(goal, table.row_security, table.force_row_security)
     yield carrying.copy_privileges(origin, goal)
     for publication in table.publications:
         if publication.explicit:

@@ -29,7 +29,8 @@ UNHURRIED_PATIENCE = 60.0
 def mend_batches(mend: Mend, unhurried: bool = False) -> list[Batch]:
     """Return what is sent to put one thing right."""
     if mend.mending is Mending.BUILD_INDEX and mend.child.kind == "p":
-        return [_attached(mend, Statement(_build(mend).sql(), f"SHARE on {mend.child}"))]
+        place = [Statement(element.sql()) for element in _tablespace(mend, local=True)]
+        return [_attached(mend, *place, Statement(_build(mend).sql(), f"SHARE on {mend.child}"))]
     if mend.mending in (Mending.BUILD_INDEX, Mending.ATTACH_INDEX):
         return [*_built(mend, unhurried), _attached(mend)]
     if mend.mending is Mending.DROP_INDEX:
@@ -57,7 +58,12 @@ def _built(mend: Mend, unhurried: bool) -> list[Batch]:
     if mend.mending is not Mending.BUILD_INDEX:
         return []
     leftover = [ddl.DropIndex(mend.child.schema, mend.subject)] if mend.drop_first else []
-    return [_beside(mend, unhurried, *leftover, _build(mend))]
+    return [_beside(mend, unhurried, *leftover, *_tablespace(mend, local=False), _build(mend))]
+
+
+def _tablespace(mend: Mend, *, local: bool) -> list[ddl.Element]:
+    place = mend.of and mend.of.tablespace
+    return [ddl.SetTablespace(place, local)] if place else []
 
 
 def _build(mend: Mend) -> ddl.BuildIndex:
@@ -84,10 +90,12 @@ def _attached(mend: Mend, *before: Statement) -> Batch:
 
 def _beside(mend: Mend, unhurried: bool, *elements: ddl.Element) -> Batch:
     locks = f"SHARE UPDATE EXCLUSIVE on {mend.child}; waits for older transactions"
+    places = [element for element in elements if isinstance(element, ddl.SetTablespace)]
     return alone(
-        *(Statement(element.sql(), locks) for element in elements),
+        *(Statement(element.sql(), "" if element in places else locks) for element in elements),
         lock_timeout_ms=UNHURRIED_LOCK_TIMEOUT_MS if unhurried else CONCURRENT_LOCK_TIMEOUT_MS,
         statement_timeout_ms=UNHURRIED_STATEMENT_TIMEOUT_MS if unhurried else CONCURRENT_STATEMENT_TIMEOUT_MS,
+        reset=["default_tablespace"] if places else [],
     )
 
 

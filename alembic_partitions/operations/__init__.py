@@ -4,19 +4,44 @@ They send everything through the migration's own connection and transaction, and
 they would send. Importing this package registers them.
 """
 
-from .indexes import CONCURRENTLY, CreatePartitionedIndexOp, DropPartitionedIndexOp
-from .policies import AlterPartitionPolicyOp
-from .tables import CreatePartitionedTableOp, DropPartitionedTableOp
-from .windows import MOST_WINDOWS, CreatePartitionsOp, DropPartitionsOp
+from .adoption import (
+    AdoptPartitionedTableOp,
+    UnadoptPartitionedTableOp,
+)
+from .conversion import (
+    ConvertToPartitionedOp,
+    UnpartitionTableOp,
+)
+from .indexes import (
+    CONCURRENTLY,
+    CreatePartitionedIndexOp,
+    DropPartitionedIndexOp,
+)
+from .policies import (
+    AlterPartitionPolicyOp,
+)
+from .tables import (
+    CreatePartitionedTableOp,
+    DropPartitionedTableOp,
+)
+from .windows import (
+    MOST_WINDOWS,
+    CreatePartitionsOp,
+    DropPartitionsOp,
+)
 
 __all__ = [
     "CONCURRENTLY",
     "MOST_WINDOWS",
+    "AdoptPartitionedTableOp",
     "AlterPartitionPolicyOp",
+    "ConvertToPartitionedOp",
     "CreatePartitionedIndexOp",
     "CreatePartitionedTableOp",
     "CreatePartitionsOp",
     "DropPartitionedIndexOp",
     "DropPartitionedTableOp",
     "DropPartitionsOp",
+    "UnadoptPartitionedTableOp",
+    "UnpartitionTableOp",
 ]

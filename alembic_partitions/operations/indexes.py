@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from alembic.autogenerate.render import renderers
 from alembic.operations import Operations
 from alembic.operations.ops import CreateIndexOp, DropIndexOp
-from sqlalchemy import ColumnElement, TextClause
+from sqlalchemy import Column, ColumnElement, TextClause
+from sqlalchemy.types import NullType
 
-from alembic_partitions import catalog, maintenance
+from alembic_partitions import catalog, ddl, maintenance
 from alembic_partitions.declare import Door
 from alembic_partitions.errors import IndexRefused
 
@@ -210,7 +211,11 @@ def _create_partitioned_index(operations: Operations, operation: CreatePartition
     there = copy.copy(operation)
     there.schema = door.schema_of(operation.schema, operation.table_name)
     index = there.to_index(operations.migration_context)
-    told = f"{there.schema}.{operation.table_name}"
+    table = ddl.indexed_table(index)
+    for name in index.kwargs.get("postgresql_include") or ():  # to_index() knows the indexed ones alone
+        if name not in table.c:
+            table.append_column(Column(name, NullType()))
+    told = str(table)
     if not index.name:
         raise IndexRefused(
             index="", table=told, problem="it has no name", remedy="Give it one, or use a naming convention."

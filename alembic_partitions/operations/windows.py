@@ -34,7 +34,7 @@ class CreatePartitionsOp(MigrateOperation):
         *,
         schema: str | None = None,
         existing_policy: PartitionPolicy | None = None,
-        existing_key_type: KeyType = "timestamptz",
+        existing_key_type: KeyType | None = None,
     ) -> None:
         self.table_name = table_name
         self.start = start
@@ -52,8 +52,8 @@ class CreatePartitionsOp(MigrateOperation):
         :param start: a date (the begin of that local day), a naive time (on the policy's clocks) or an
             instant; ISO 8601 text works too.
         :param stop: likewise.
-        :param kw: ``schema``; and, as offline mode cannot look, ``existing_policy`` and
-            ``existing_key_type``.
+        :param kw: ``schema``; and, as offline mode cannot look, ``existing_policy`` and, for another key
+            than a timestamptz or a bigint, ``existing_key_type``: ``timestamp``, ``date``, ``uuidv7``.
         :raises NotManagedError: the table has no policy.
         :raises PolicyError: ``start`` is not before ``stop``, the windows are too many for one transaction,
             or the policy is disabled.
@@ -157,7 +157,7 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
         operation.table_name,
         operation.existing_policy,
         oid=0,
-        key_type=operation.existing_key_type,
+        key_type=operation.existing_key_type or operation.existing_policy.usual_key_type,
     )
 
 

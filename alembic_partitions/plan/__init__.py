@@ -1,5 +1,13 @@
 """What is there + policy + now -> what to do. Pure: plain values in, plain values out."""
 
+from .adoption import (
+    Era,
+    Proposal,
+    Size,
+    guess_epoch,
+    judge,
+    propose,
+)
 from .belongings import (
     Belongings,
     OwnCheck,
@@ -45,6 +53,9 @@ from .obstacles import (
     refuse_loss,
     refuse_rows,
 )
+from .partman import (
+    PartmanSet,
+)
 from .removals import (
     ChangeFate,
     Detached,
@@ -86,6 +97,13 @@ from .retention import (
     plan_restore,
     plan_retention,
 )
+from .reversal import (
+    Part,
+    Reversal,
+    heir_of,
+    plan_reversal,
+    refuse_reversal,
+)
 from .runway import (
     Runway,
     Stretch,
@@ -108,6 +126,7 @@ from .splitting import (
     plan_split,
 )
 from .values import (
+    CONFIG_ADDED,
     CONFIG_MARK,
     DETACHED_MARK,
     DETACHING_MARK,
@@ -131,6 +150,7 @@ from .values import (
 )
 
 __all__ = [
+    "CONFIG_ADDED",
     "CONFIG_MARK",
     "CONVERTED_MARK",
     "DETACHED_MARK",
@@ -160,6 +180,7 @@ __all__ = [
     "Drain",
     "DropDetached",
     "Ends",
+    "Era",
     "Export",
     "ExportDetached",
     "Finding",
@@ -180,9 +201,12 @@ __all__ = [
     "OwnPolicy",
     "OwnStatistics",
     "OwnTrigger",
+    "Part",
     "Partition",
+    "PartmanSet",
     "Piece",
     "Plan",
+    "Proposal",
     "Publication",
     "Reader",
     "Reason",
@@ -191,7 +215,9 @@ __all__ = [
     "Removal",
     "RestoreDetached",
     "Retention",
+    "Reversal",
     "Runway",
+    "Size",
     "Source",
     "Split",
     "Splittable",
@@ -205,6 +231,8 @@ __all__ = [
     "differences",
     "drains_of",
     "first_window",
+    "guess_epoch",
+    "heir_of",
     "in_order",
     "index_mends",
     "index_name",
@@ -212,6 +240,7 @@ __all__ = [
     "is_healing",
     "is_off_grid",
     "is_too_short",
+    "judge",
     "left_index",
     "limits",
     "local",
@@ -223,12 +252,15 @@ __all__ = [
     "plan_horizon",
     "plan_restore",
     "plan_retention",
+    "plan_reversal",
     "plan_rows",
     "plan_split",
     "plan_stranded",
     "plan_windows",
+    "propose",
     "refuse_kind",
     "refuse_loss",
+    "refuse_reversal",
     "refuse_rows",
     "refused",
     "runway_of",

@@ -48,6 +48,8 @@ class OwnIndex:
     #: The comment of the constraint.
     told: str | None = None
     tablespace: str | None = None
+    #: The index of the partitioned table that it belongs to.
+    parent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,8 @@ class Index:
     #: The parent's index that it belongs to.
     attached_to: int | None = None
     constraint: Constraint | None = None
+    #: ``None`` is the database's own.
+    tablespace: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

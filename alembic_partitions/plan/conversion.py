@@ -88,9 +88,13 @@ class Conversion:
 
     @property
     def mark(self) -> str:
-        """What the comment of the old table says afterwards."""
+        """What the comment of the old table says afterwards, so that there is a way back."""
         before = self.table.primary_key
-        told = {"primary_key": [name for name in before.columns if name] if before else []}
+        key = self.table.column(self.policy.key)
+        told = {
+            "primary_key": [name for name in before.columns if name] if before else [],
+            "nullable": [self.policy.key] if key is not None and not key.not_null else [],
+        }
         return CONVERTED_MARK + json.dumps(told, ensure_ascii=False)
 
     @property

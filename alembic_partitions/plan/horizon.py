@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 
 from alembic_partitions.errors import KeyOutsideLimits, NotManagedError, PolicyError, WindowRangeError
+from alembic_partitions.keys import doubt
 from alembic_partitions.naming import partition_name
 from alembic_partitions.periods import Grid, KeyValue, Period, Window, exact_suffix
 from alembic_partitions.policy import PartitionPolicy
@@ -169,7 +170,7 @@ def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
         raise KeyOutsideLimits(
             table=str(table),
             value=value,
-            problem=f"later than {newest}",
+            problem=f"later than {newest}{doubt(grid.key_type)}",
             field="max_ahead",
             limit=policy.max_ahead,
         )
@@ -180,7 +181,11 @@ def _check_limits(table: ManagedTable, value: KeyValue, now: datetime) -> None:
     oldest = key_near(grid, Period.parse(reach).before(now, policy.timezone))
     if value < oldest:
         raise KeyOutsideLimits(
-            table=str(table), value=value, problem=f"earlier than {oldest}", field=name, limit=reach
+            table=str(table),
+            value=value,
+            problem=f"earlier than {oldest}{doubt(grid.key_type)}",
+            field=name,
+            limit=reach,
         )
 
 

@@ -20,6 +20,8 @@ MARKS = "alembic_partitions: "
 #: The comments that make our two tables ours; the number is the layout's version.
 CONFIG_MARK = f"{MARKS}configuration, layout 1"
 RUNS_MARK = f"{MARKS}runs, layout 1"
+#: Texts that a partition_config of an earlier version lacks until the next declaration adds them: NULL there.
+CONFIG_ADDED = ("epoch",)
 #: Begins the comment of every partition that we make; who made it follows.
 PARTITION_MARK = f"{MARKS}made by "
 #: Begins the comment of one that restore has attached again; when follows.
@@ -61,12 +63,13 @@ class Refusal(Enum):
     NO_TABLE = "the table does not exist"
     UNFIT = "the table does not fit its policy"
     MISALIGNED = (
-        "an existing partition is not on the policy's grid; filled around it. It may stay; to put it right,"
-        " DETACH it, repair the range, and INSERT its rows into the table again"
+        "an existing partition is not on the policy's grid; filled around it. It may stay; split divides one"
+        " of several windows; else DETACH it, repair the range, and INSERT its rows into the table again"
     )
     OTHER_GRID = (
         "they are on another grid, an earlier policy's perhaps; new windows begin where they end. They may"
-        " stay; to put one right, DETACH it, repair the range, and INSERT its rows into the table again"
+        " stay; split divides one of several windows; else DETACH it, repair the range, and INSERT its rows"
+        " into the table again"
     )
     DETACH_PENDING = "a partition is stuck half-way through DETACH CONCURRENTLY; inserts into it fail"
     DEFAULT = "a DEFAULT partition exists, so each ATTACH waits for its readers and writers"

@@ -353,7 +353,7 @@ REMARKS = {
         models,
         lambda: models(day()),
         "odds is a plain table; its model is partitioned by RANGE (at).",
-        "Create a new one with op.create_partitioned_table(), move the rows, and swap the names.",
+        "existing_primary_key=['id', 'at'])",
     ),
     "a model that lost its policy": (
         lambda: models(day()),
@@ -395,7 +395,7 @@ def test_what_cannot_be_altered_in_place_is_a_remark_with_the_remedy(
     assert said.startswith("alembic_partitions: ")
     assert problem in said
     assert remedy.lower() in said.lower()
-    if "# op.alter" in up:
+    if any(f"# op.{line}" in up for line in ("alter", "convert", "unpartition")):
         assert "commented out above" in told(down)
     else:
         assert down == PASS
@@ -414,7 +414,6 @@ LISTED = "CREATE TABLE odds (id bigint, at timestamptz, note text, CONSTRAINT od
     [
         ("LIST (at)", "partitioned by LIST (at); its model by RANGE (at)"),
         ("HASH (id)", "partitioned by HASH (id); its model by RANGE (at)"),
-        ("RANGE (at)", "is partitioned as its model says, but not managed"),
     ],
 )
 def test_a_table_partitioned_by_other_means_is_remarked_on(engine: Engine, by: str, problem: str) -> None:
@@ -423,6 +422,24 @@ def test_a_table_partitioned_by_other_means_is_remarked_on(engine: Engine, by: s
     wanted.tables["odds"].c.id.identity = None
     said = told("\n".join(line for line in propose(engine, wanted)[0].splitlines() if "op." not in line))
     assert problem in said
+
+
+def test_a_plain_table_is_converted_by_the_remarks_line_and_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ALEMBIC_PARTITIONS_NOW")  # by a rehearsed clock nothing is converted
+    bring_about(engine, models())
+    partitioned = models(day())
+    up, down = (
+        next(line.strip("# ") for line in remark.splitlines() if "op." in line)
+        for remark in propose(engine, partitioned)
+    )
+    assert up.startswith("op.convert_to_partitioned('odds'")
+    execute(engine, up)
+    assert diffs(engine, partitioned) == []
+    assert propose(engine, models())[0].splitlines()[-2].startswith("# op.unpartition_table('odds'")
+    execute(engine, down)
+    assert diffs(engine, models()) == []
 
 
 def test_the_remarks_line_taken_in_applies_from_now_on_and_back(engine: Engine) -> None:

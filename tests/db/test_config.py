@@ -44,6 +44,7 @@ WRONG: dict[str, list[str | None]] = {
     "max_create": ["0", "10001", None],
     "max_drops": ["0", "10001", None],
     "column_timezone": ["Auckland", "NZST", "NZST-12NZDT", ""],
+    "epoch": ["", "m", "seconds"],
     "archive_schema": ["", "s" * 64],
     "tablespace": ["", "t" * 64],
     "storage_parameters": [
@@ -168,8 +169,8 @@ def test_another_zone_counts_from_now_on_and_never_overlaps(engine: Engine) -> N
     assert finding == (
         "public.odds_2026_04_04 to odds_2026_04_07, 4 partitions [2026-04-03 11:00:00+00:00,"
         " 2026-04-07 12:00:00+00:00): they are on another grid, an earlier policy's perhaps; new windows"
-        " begin where they end. They may stay; to put one right, DETACH it, repair the range, and INSERT its"
-        " rows into the table again"
+        " begin where they end. They may stay; split divides one of several windows; else DETACH it, repair"
+        " the range, and INSERT its rows into the table again"
     )
 
 

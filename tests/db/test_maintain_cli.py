@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,6 +13,7 @@ from tests.clock import Clock
 from tests.databases import Database
 from tests.db.test_retention import KEPT, PAST, history, keeping
 from tests.tables import NOW, partitions, policy, rows, run
+from tests.terminal import caller
 
 
 @pytest.fixture(autouse=True)
@@ -25,24 +23,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@dataclass
-class Done:
-    code: Any
-    out: str
-    err: str
-
-
 @pytest.fixture
 def call(database: Database) -> Any:
-    url = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-    def run(*arguments: str, url: str | None = url) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as ended:
-            cli.main([*arguments, *(["--url", url] if url else [])])
-        return Done(ended.value.code, out.getvalue(), err.getvalue())
-
-    return run
+    return caller(database)
 
 
 def test_maintain_tells_each_step_and_sums_up_on_stderr(engine: Engine, call: Any) -> None:

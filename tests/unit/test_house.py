@@ -22,6 +22,7 @@ FLOORS = {
     "periods": 1,
     "naming": 1,
     "policy": 2,
+    "keys": 2,
     "plan": 3,
     "compare": 3,
     "drivers": 3,
@@ -32,6 +33,7 @@ FLOORS = {
     "executor": 5,
     "locks": 5,
     "maintenance": 6,
+    "adoption": 6,
     "declare": 6,
     "conversion": 6,
     "health": 6,
@@ -54,6 +56,8 @@ SIDEWAYS = {
     ("declare", "maintenance"),  # the clock, and names that are free
     ("conversion", "declare"),  # a conversion ends as a declaration does,
     ("conversion", "maintenance"),  # and at the horizon
+    ("adoption", "declare"),  # a row of partition_config, and the door it goes through
+    ("adoption", "maintenance"),  # the clock
     ("events", "keeper"),  # the listeners are thin: what they do is the keeper's
     ("cli", "demo"),
     ("__main__", "cli"),

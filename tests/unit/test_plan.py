@@ -195,8 +195,8 @@ def test_a_partition_off_the_grid_is_filled_around_and_reported() -> None:
     assert refusals(plan) == [Refusal.MISALIGNED]
     assert str(plan.findings[0]) == (
         "racing.odds_utc [2026-04-05 00:00:00+00:00, 2026-04-06 00:00:00+00:00): an existing partition is not"
-        " on the policy's grid; filled around it. It may stay; to put it right, DETACH it, repair the range,"
-        " and INSERT its rows into the table again"
+        " on the policy's grid; filled around it. It may stay; split divides one of several windows; else"
+        " DETACH it, repair the range, and INSERT its rows into the table again"
     )
 
 

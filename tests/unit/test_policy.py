@@ -45,6 +45,7 @@ BAD: dict[str, list[object]] = {
     "max_create": [0, 10_001, None, "400", True],
     "max_drops": [0, -1, None, 1.0],
     "column_timezone": ["Auckland", "", 12, []],
+    "epoch": ["", "m", "seconds", 1, []],
     "archive_schema": ["", 7, "s" * 64],
     "tablespace": ["", 7, "s" * 64],
     "storage_parameters": ["fillfactor=70", ["a"], {"fill factor": 70}, {1: 2}, {"a": None}, {"A": 1}],
@@ -125,6 +126,7 @@ def test_defaults() -> None:
         "max_create": 400,
         "max_drops": 10,
         "column_timezone": None,
+        "epoch": None,
         "archive_schema": None,
         "tablespace": None,
         "storage_parameters": {},
@@ -188,6 +190,7 @@ def policies(draw: st.DrawFn) -> PartitionPolicy:
         "max_create": st.integers(1, 10_000),
         "max_drops": st.integers(1, 10_000),
         "column_timezone": st.none() | st.sampled_from(ZONES),
+        "epoch": st.sampled_from([None, "s", "ms", "us", "ns"]),
         "archive_schema": st.none() | NAME,
         "tablespace": st.none() | NAME,
         "storage_parameters": st.dictionaries(
@@ -513,20 +516,23 @@ REFUSALS: dict[str, tuple[tuple[Any, ...], str, str]] = {
     ),
     "a text key": (
         (key("k", sa.String()),),
-        "column 'k' of 'racing.odds' is of type String()",
+        "column 'k' of 'racing.odds' is of type varchar",
         "timestamptz",
     ),
     "a time of day": (
         (key("k", sa.Time(timezone=True)),),
-        "is of type Time",
+        "is of type time with time zone",
         "timestamptz, timestamp or date",
     ),
     "an integer key": (
         (key("k", sa.BigInteger()),),
-        "is of type BigInteger()",
-        "timestamptz, timestamp or date",
+        "of type bigint, and nothing says what it counts",
+        'epoch="s", "ms", "us" or "ns"',
     ),
-    "a range of dates": ((key("k", postgresql.DATERANGE()),), "is of type DATERANGE()", "date column"),
+    "a key of two bytes": ((key("k", sa.SmallInteger()),), "is of type smallint", "a bigint or integer"),
+    "a numeric key": ((key("k", sa.Numeric()),), "is of type numeric", "a bigint or integer"),
+    "a UUID as text": ((key("k", sa.Uuid(native_uuid=False)),), "is of type char(32)", "a UUIDv7"),
+    "a range of dates": ((key("k", postgresql.DATERANGE()),), "is of type daterange", "date column"),
     "a key without a type": ((key("k", sa.types.NullType()),), "is of type NullType()", "date column"),
     "a nullable key": (
         (key("k", nullable=True),),
@@ -568,7 +574,7 @@ def test_a_table_that_cannot_be_partitioned_so_is_refused(case: str) -> None:
     odds = table(*items, policy, name="odds", schema="racing")
     with pytest.raises(PolicyError) as refusal:
         policy.check_table(odds)
-    assert refusal.value.field == "key"
+    assert refusal.value.field == ("epoch" if case == "an integer key" else "key")
     assert problem in str(refusal.value)
     assert remedy in refusal.value.remedy
 
@@ -579,6 +585,39 @@ def test_a_table_name_that_postgresql_would_cut_is_refused(name: str) -> None:
     with pytest.raises(PolicyError, match=r"is longer than the 63 bytes PostgreSQL keeps\. Shorten it"):
         policy.check_table(table(key("k"), policy, name=name))
     assert policy.check_table(table(key("k"), name="t" * 63)) == "timestamptz"
+
+
+@pytest.mark.parametrize(
+    ("kind", "epoch", "key_type"),
+    [
+        (sa.BigInteger(), "s", "epoch_s"),
+        (sa.BigInteger(), "ns", "epoch_ns"),
+        (sa.Integer(), "s", "epoch_s_int4"),
+        (sa.Uuid(), None, "uuidv7"),
+        (sa.Uuid(as_uuid=False), None, "uuidv7"),
+        (sa.String().with_variant(postgresql.UUID(), "postgresql"), None, "uuidv7"),
+    ],
+    ids=repr,
+)
+def test_what_a_key_holds_is_told_by_its_column_and_its_unit(kind: Any, epoch: Any, key_type: str) -> None:
+    policy = PartitionPolicy("k", epoch=epoch)
+    assert policy.check_table(table(key("k", kind), policy)) == key_type
+
+
+@pytest.mark.parametrize(
+    ("kind", "epoch", "problem"),
+    [
+        (sa.Integer(), "ms", "an integer of four bytes, too short for ms"),
+        (sa.Uuid(), "ms", "is no integer, so it counts nothing"),
+        (sa.DateTime(timezone=True), "s", "is no integer, so it counts nothing"),
+    ],
+    ids=repr,
+)
+def test_a_unit_that_does_not_fit_its_column_is_refused(kind: Any, epoch: Any, problem: str) -> None:
+    policy = PartitionPolicy("k", epoch=epoch)
+    with pytest.raises(PolicyError, match=problem) as refusal:
+        policy.check_table(table(key("k", kind), policy))
+    assert refusal.value.field == "epoch"
 
 
 def test_check_table_knows_what_the_type_of_the_key_forbids() -> None:
