@@ -42,6 +42,7 @@ STEP_TIMEOUT_MS = 5_000
 _ENTRIES, _MOST_ENTRIES = 2_000, 50_000
 # Seconds after which writers are faster than the catching up if less has not been left in between.
 _OUTPACED = 120.0
+_ROWS_OF_A_BLOCK = 100
 # Refused by what has changed in between: the next try sees it.
 _CHANGED_MEANWHILE = {"40001", "23503"}
 _TRIES = 20
@@ -92,6 +93,13 @@ def blocks_batch(copying: ddl.Copying, begin: int, end: int) -> Batch:
     origin, target = ".".join(copying.origin), ".".join(copying.target)
     locks = f"ACCESS SHARE on {origin}, ROW EXCLUSIVE on {target}"
     return transaction(ddl.Steady(), Statement(ddl.CopyBlocks(copying, begin, end).sql(), locks))
+
+
+def first_blocks(batch: int, rows: int, blocks: int) -> int:
+    """Return how many blocks to begin with, by an estimate of all rows; 0 is a table never analyzed."""
+    return max(
+        1, min(batch * max(blocks, 1) // max(rows, blocks * _ROWS_OF_A_BLOCK * (rows == 0), 1), 1 << 16)
+    )
 
 
 def changed_elements(copying: ddl.Copying, entries: catalog.Entries) -> list[ddl.Element]:
@@ -158,7 +166,7 @@ class Copier:
         if not now.is_same_file:
             self._begin_anew()
             now = self.progress()
-        size = max(1, min(self.pace.batch * max(now.end_block, 1) // max(rows, 1), 1 << 16))
+        size = first_blocks(self.pace.batch, rows, now.end_block)
         while not now.is_copied:
             before = now
             self._copy_blocks(now.next_block, min(now.next_block + size, now.end_block))

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from alembic_partitions import catalog, ddl
 from alembic_partitions.plan import Split
 
-from .copying import blocks_batch, changed_batch, changed_elements, step_batch
+from .copying import blocks_batch, changed_batch, changed_elements, first_blocks, step_batch
 from .splitting import (
     SplitStep,
     clean_batch,
+    confirm_batch,
     copying_of,
     drop_old_batch,
     keep_out,
@@ -43,7 +44,8 @@ def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: boo
 
 def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
     copying, facts = copying_of(split), split.facts
-    blocks = max(1, min(batch * max(facts.blocks, 1) // max(facts.rows, 1), max(facts.blocks, 1)))
+    blocks = min(first_blocks(batch, facts.rows, facts.blocks), max(facts.blocks, 1))
+    yield SplitStep("all is as it was when the split began", confirm_batch(split))
     told = f"again until all {facts.blocks} blocks are copied; rows that change meanwhile are in the log"
     yield SplitStep(told, blocks_batch(copying, 0, blocks))
     told = (
@@ -54,7 +56,8 @@ def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
         digests = [ddl.DigestBlocks(copying, 0, None)]
         windows = (ddl.DigestTable(copying, (split.schema, piece.name)) for piece in split.pieces)
         told = "compared: both add up to the same; a large table is read in several parts"
-        yield SplitStep(told, transaction(ddl.OneSnapshot(), ddl.Steady(), *digests, *windows))
+        opening = ddl.OneSnapshot(), ddl.Steady(), ddl.ShareOrigin(copying)
+        yield SplitStep(told, transaction(*opening, *digests, *windows))
         yield SplitStep("that is noted", transaction(ddl.NoteVerified(copying)))
 
 
