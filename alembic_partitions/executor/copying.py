@@ -97,15 +97,14 @@ def blocks_batch(copying: ddl.Copying, begin: int, end: int) -> Batch:
 
 def first_blocks(batch: int, rows: int, blocks: int) -> int:
     """Return how many blocks to begin with, by an estimate of all rows; 0 is a table never analyzed."""
-    return max(
-        1, min(batch * max(blocks, 1) // max(rows, blocks * _ROWS_OF_A_BLOCK * (rows == 0), 1), 1 << 16)
-    )
+    likely = rows or blocks * _ROWS_OF_A_BLOCK
+    return max(1, min(batch * max(blocks, 1) // max(likely, 1), 1 << 16))
 
 
 def changed_elements(copying: ddl.Copying, entries: catalog.Entries) -> list[ddl.Element]:
     """Return what brings the copy up to the last of some entries."""
-    told = copying, entries.last, entries.low or "", entries.high or ""
-    return [ddl.ForgetChanged(*told), ddl.CopyChanged(*told), ddl.ForgetEntries(*told)]
+    kinds = ddl.ForgetChanged, ddl.CopyChanged, ddl.ForgetEntries
+    return [kind(copying, entries.last) for kind in kinds]
 
 
 def changed_batch(copying: ddl.Copying, entries: catalog.Entries) -> Batch:

@@ -22,6 +22,9 @@ from .splitting import (
 )
 from .statements import Batch, Statement, transaction
 
+# What stands for the entries that will be found.
+_FIRST = catalog.Entries(1, 1)
+
 
 def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: bool) -> Iterator[SplitStep]:
     """Yield what is left to do of a split."""
@@ -51,7 +54,7 @@ def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
     told = (
         "again until the log is nearly empty; its last entry, its first and last keys are as they are found"
     )
-    yield SplitStep(told, changed_batch(copying, _entries(split)))
+    yield SplitStep(told, changed_batch(copying, _FIRST))
     if verify:
         digests = [ddl.DigestBlocks(copying, 0, None)]
         windows = (ddl.DigestTable(copying, (split.schema, piece.name)) for piece in split.pieces)
@@ -64,7 +67,7 @@ def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
 def _step(split: Split) -> Batch:
     copying = copying_of(split)
     *opening, last = step_batch(copying, split.wait_ms).statements
-    changed = (Statement(e.sql()) for e in changed_elements(copying, _entries(split)))
+    changed = (Statement(e.sql()) for e in changed_elements(copying, _FIRST))
     return Batch((*opening, *changed, last))
 
 
@@ -74,9 +77,3 @@ def _swap(split: Split) -> Batch:
 
 def _kept_out(split: Split, elements: Sequence[Statement]) -> Batch:
     return Batch((*keep_out(split).statements, *elements))
-
-
-def _entries(split: Split) -> catalog.Entries:
-    """Return what stands for the entries that will be found."""
-    ends = [piece.bound or piece.lower for piece in split.pieces if piece.lower is not None]
-    return catalog.Entries(1, 1, str(ends[0]), str(ends[-1]))
