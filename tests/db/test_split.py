@@ -164,7 +164,7 @@ def test_windows_have_what_the_table_has(engine: Engine, roles: Roles) -> None:
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("number", sa.BigInteger, sa.Identity(always=True)),
         sa.Column("note", sa.Text),
-        sa.Column("twice", sa.BigInteger, sa.Computed("number * 2")),
+        sa.Column("twice", sa.BigInteger, sa.Computed("number * 2", persisted=True)),
         sa.Column("site", sa.Integer, sa.ForeignKey("sites.id", ondelete="SET NULL")),
         sa.PrimaryKeyConstraint("id", "at"),
         sa.UniqueConstraint("number", "at"),
