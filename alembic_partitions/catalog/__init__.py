@@ -97,6 +97,7 @@ from .splitting import (
     read_splittable,
     split_sources,
     waiting_entries,
+    with_splits,
 )
 from .tending import (
     analyzed,
@@ -185,4 +186,5 @@ __all__ = [
     "utc_settings",
     "waiting_entries",
     "with_partitions",
+    "with_splits",
 ]

@@ -23,6 +23,7 @@ from alembic_partitions.plan import (
 
 from .queries import PARTITIONS
 from .reads import utc_settings
+from .splitting import split_sources
 from .values import bounds_of, partition_of
 
 # The comments of partitions, by OID. A foreign table can be detached, but neither locked nor indexed: it is
@@ -96,10 +97,12 @@ def read_removable(connection: Connection, tables: Sequence[ManagedTable]) -> li
     partitions: dict[int, list[Any]] = {oid: [] for oid in known}
     referring: dict[int, list[str]] = {oid: [] for oid in known}
     with utc_settings(connection):
+        splitting = split_sources(connection, known)
         marks = {row.oid: row.mark for row in connection.execute(_MARKS, wanted)}
         for row in connection.execute(PARTITIONS, wanted):
             part = partition_of(row, known[row.parent].key_type)
-            part = dataclasses.replace(part, mark=marks.get(row.oid), bound=row.bound)
+            splits = row.oid in splitting
+            part = dataclasses.replace(part, mark=marks.get(row.oid), bound=row.bound, is_splitting=splits)
             partitions[row.parent].append(part)
         for row in connection.execute(_REFERRING, wanted):
             referring[row.parent].append(row.told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
@@ -300,6 +301,22 @@ def split_sources(connection: Connection, parents: Collection[int]) -> dict[int,
             if row.mark == SPLIT_GROUP_MARK:
                 found[row.oid] = row.parent
     return found
+
+
+def with_splits(connection: Connection, tables: Sequence[ManagedTable]) -> list[ManagedTable]:
+    """Return tables with their partitions that are just being split told apart."""
+    found = split_sources(connection, [table.oid for table in tables if table.oid is not None])
+    if not found:
+        return list(tables)
+    return [
+        dataclasses.replace(
+            item,
+            partitions=tuple(
+                dataclasses.replace(part, is_splitting=part.oid in found) for part in item.partitions
+            ),
+        )
+        for item in tables
+    ]
 
 
 def _told(row: Row[Any]) -> dict[str, Any] | None:

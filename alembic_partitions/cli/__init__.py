@@ -4,7 +4,17 @@ Alembic and rich are imported by the commands that need them: a replica that fin
 pay little more than plain Alembic costs.
 """
 
-from . import adopting, converting, keeping, looking, maintaining, migrating, repairing, showing
+from . import (
+    adopting,
+    converting,
+    keeping,
+    looking,
+    maintaining,
+    migrating,
+    repairing,
+    showing,
+    splitting,
+)
 from .door import (
     CHECK_CRITICAL,
     CHECK_OK,
@@ -35,4 +45,5 @@ __all__ = [
     "migrating",
     "repairing",
     "showing",
+    "splitting",
 ]

@@ -155,6 +155,16 @@ class ValidateKey(OfTable):
 
 
 @dataclass(eq=False)
+class LockReferred(Element):
+    """Keep everybody out of a table that a foreign key refers to, written as the catalog writes it."""
+
+    name: str
+
+    def sql(self) -> str:
+        return f"LOCK TABLE {self.name} IN ACCESS EXCLUSIVE MODE"
+
+
+@dataclass(eq=False)
 class ConfirmSplit(OfSplit):
     """Make sure that all is what it was when the split began.
 

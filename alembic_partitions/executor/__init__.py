@@ -68,7 +68,6 @@ from .splitting import (
     drop_old_batch,
     key_batches,
     prepare_batches,
-    promote_batch,
 )
 from .statements import (
     Batch,
@@ -79,6 +78,7 @@ from .statements import (
 )
 from .swapping import (
     compare,
+    promote,
     swap,
     wait_for_older,
 )
@@ -123,7 +123,7 @@ __all__ = [
     "our_tables",
     "place_index",
     "prepare_batches",
-    "promote_batch",
+    "promote",
     "proof_script",
     "prove",
     "removal_script",

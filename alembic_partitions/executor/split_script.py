@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from alembic_partitions import catalog, ddl
 from alembic_partitions.plan import Split
@@ -13,11 +13,11 @@ from .splitting import (
     clean_batch,
     copying_of,
     drop_old_batch,
+    keep_out,
     key_batches,
     prepare_batches,
-    promote_batch,
+    promote_elements,
     swap_elements,
-    swap_opening,
 )
 from .statements import Batch, Statement, transaction
 
@@ -33,7 +33,9 @@ def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: boo
         yield from key_batches(split, {})
         yield SplitStep("the swap, once older transactions have ended", _swap(split))
     for group in split.groups:
-        yield SplitStep(f"the windows of {group.name} become partitions", promote_batch(split, group))
+        yield SplitStep(
+            f"the windows of {group.name} become partitions", _kept_out(split, promote_elements(split, group))
+        )
     if drop_old:
         yield SplitStep("what was split is dropped", drop_old_batch(split))
     yield SplitStep("cleaning up", clean_batch(split))
@@ -64,7 +66,11 @@ def _step(split: Split) -> Batch:
 
 
 def _swap(split: Split) -> Batch:
-    return Batch((*swap_opening(split).statements, *swap_elements(split)))
+    return _kept_out(split, swap_elements(split))
+
+
+def _kept_out(split: Split, elements: Sequence[Statement]) -> Batch:
+    return Batch((*keep_out(split).statements, *elements))
 
 
 def _entries(split: Split) -> catalog.Entries:

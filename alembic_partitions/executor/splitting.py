@@ -162,28 +162,35 @@ def key_batches(split: Split, has: Mapping[str, Mapping[str, bool]]) -> Iterator
 # -- the swap, and what follows -------------------------------------------------------------------------
 
 
-def swap_opening(split: Split) -> Batch:
-    """Return how the swap begins: with everybody kept out."""
-    parent = ddl.LockAgainstAll(split.schema, split.table.name)
-    source = ddl.LockAgainstAll(split.source.schema, split.source.name)
+def keep_out(split: Split, keys_first: bool = False) -> Batch:
+    """Return how a transaction begins that keeps everybody out of the table.
+
+    With foreign keys it will need the tables that they refer to as well. Whoever has used one of these and
+    waits for the table now is waited for in vain, and the other way round: so each is tried first in turn.
+    """
+    lock = ddl.LockAgainstAll(split.schema, split.table.name)
+    parent = Statement(lock.sql(), f"ACCESS EXCLUSIVE on {split.table}, until the end of this transaction")
+    referred = split.table.traits.key_tables if keys_first and split.facts.foreign_keys else ()
     return turn(
         split,
         ddl.Steady(),
         ddl.SetStatementTimeout(SWAP_TIMEOUT_MS),
-        Statement(parent.sql(), f"ACCESS EXCLUSIVE on {split.table}, until the end of this transaction"),
-        Statement(source.sql(), f"ACCESS EXCLUSIVE on {split.source.schema}.{split.source.name}"),
+        *(Statement(ddl.LockReferred(name).sql(), f"ACCESS EXCLUSIVE on {name}") for name in referred),
+        parent,
     )
 
 
 def swap_elements(split: Split) -> list[Statement]:
-    """Return how it goes on if nothing is left to catch up with."""
+    """Return how the swap goes on once everybody is kept out, and nothing is left to catch up with."""
     copying, source = copying_of(split), split.source
     parent = ddl.qualified(split.schema, split.table.name)
     staging = ddl.qualified(split.schema, split.staging)
     keys = f"ACCESS EXCLUSIVE on {', '.join(split.table.traits.key_tables)} (foreign key)"
     keys = keys if split.facts.foreign_keys else ""
     where = source.schema, source.name
+    lock = Statement(ddl.LockAgainstAll(*where).sql(), f"ACCESS EXCLUSIVE on {source.schema}.{source.name}")
     elements: list[ddl.Element | Statement] = [
+        lock,
         ddl.ConfirmSplit(split, begun=True, complete=True),
         ddl.Detach(*where, parent, How.PLAIN),
         *engine.unwatch_elements(copying),
@@ -199,8 +206,8 @@ def swap_elements(split: Split) -> list[Statement]:
     return [e if isinstance(e, Statement) else Statement(e.sql()) for e in elements]
 
 
-def promote_batch(split: Split, group: Group) -> Batch:
-    """Return the transaction in which a group gives way to its windows.
+def promote_elements(split: Split, group: Group) -> list[Statement]:
+    """Return how a group gives way to its windows once everybody is kept out.
 
     The group is dropped, not detached: from PostgreSQL 17 on DETACH fails there if the table has an identity
     column, which ATTACH has given to the group and not to its windows.
@@ -209,11 +216,7 @@ def promote_batch(split: Split, group: Group) -> Batch:
     parent, own = ddl.qualified(schema, table.name), ddl.qualified(schema, group.name)
     keys = f"ACCESS EXCLUSIVE on {', '.join(table.traits.key_tables)} (foreign key)"
     keys = keys if split.facts.foreign_keys else ""
-    lock = ddl.LockAgainstAll(schema, table.name)
     elements: list[ddl.Element | Statement] = [
-        ddl.SetStatementTimeout(SWAP_TIMEOUT_MS),
-        Statement(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
-        ddl.SeeAllRows(),
         *(ddl.Detach(schema, piece.name, own, How.PLAIN) for piece in group.pieces),
         ddl.DropTable(schema, group.name),
     ]
@@ -226,7 +229,7 @@ def promote_batch(split: Split, group: Group) -> Batch:
         elements.append(ddl.DropProof(schema, piece.name))
         if table.traits.replica_identity == "i":
             elements.append(ddl.SetReplicaIndex(_step(table, piece.name)))
-    return turn(split, *elements)
+    return [e if isinstance(e, Statement) else Statement(e.sql()) for e in elements]
 
 
 def clean_batch(split: Split) -> Batch:

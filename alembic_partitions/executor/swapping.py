@@ -7,8 +7,10 @@ has changed since then was changed in both by the same transactions.
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -17,12 +19,12 @@ from sqlalchemy.exc import DBAPIError
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import LockNotAvailable, SplitFailed, WorkFailed
-from alembic_partitions.plan import Split
+from alembic_partitions.plan import Group, Split
 from alembic_partitions.sessions import pause
 
 from .copying import CHANGED, Copier, Told
-from .splitting import swap_elements, swap_opening
-from .statements import TRY_AGAIN, send, transaction
+from .splitting import keep_out, promote_elements, swap_elements
+from .statements import TRY_AGAIN, Statement, send, transaction
 
 #: Seconds that the swap is tried for in one run.
 PATIENCE = 30.0
@@ -30,6 +32,9 @@ PATIENCE = 30.0
 LOCK_HOLDERS = "alembic-partitions lock"
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds
+# Between tries of the swap, and how long each of them waits at least for a lock.
+_PAUSES, _LEAST_WAIT_MS = (0.02, 0.1), 5
+_NOT_PERMITTED = "42501"
 # Blocks that are read at a time.
 _CHUNK = 1 << 14
 
@@ -125,43 +130,79 @@ def swap(copier: Copier, split: Split) -> None:
     :raises LockNotAvailable: others did not let it in time; the next run goes on from here.
     :raises SplitFailed: what is there is not what it was.
     """
-    connection = copier.connection
-    deadline, wait = time.monotonic() + PATIENCE, _FIRST_PAUSE
+    deadline = time.monotonic() + PATIENCE
     wait_for_older(copier)
-    while True:
-        told = "some changes could not be made in the copy at once"
-        try:
-            if _attempt(copier, split):
-                return
-        except DBAPIError as error:
-            code = sqlstate(error)
-            if code == CHANGED and copier.progress().is_copied:
-                raise SplitFailed(
-                    table=copier.table,
-                    problem=reason(error),
-                    remedy="Abort it with --abort, and begin anew",
-                ) from error
-            if code not in (*TRY_AGAIN, CHANGED):
-                raise WorkFailed(table=copier.table, what="the swap", reason=reason(error)) from error
-            told = _holders(connection, split) or reason(error)
-        if time.monotonic() + wait > deadline:
-            raise LockNotAvailable(table=copier.table, reason=told)
-        pause(connection, random.uniform(wait / 2, wait))
-        wait = min(wait * 2, _LONGEST_PAUSE)
+
+    def again() -> None:
         if _renewed(copier, split):
             wait_for_older(copier, max(deadline - time.monotonic(), 0))
 
+    def body() -> list[Statement] | None:
+        return None if copier.entries(1).count else swap_elements(split)
 
-def _attempt(copier: Copier, split: Split) -> bool:
-    """Swap, unless something is left to catch up with."""
+    _insist(copier, split, body, "the swap", again, deadline)
+
+
+def promote(copier: Copier, split: Split, group: Group) -> None:
+    """Make the windows of a group partitions of the table itself; raises as :func:`swap` does."""
+    elements = promote_elements(split, group)
+    deadline = time.monotonic() + PATIENCE
+    _insist(copier, split, lambda: elements, f"the windows of {group.name}", lambda: None, deadline)
+
+
+def _insist(
+    copier: Copier,
+    split: Split,
+    body: Callable[[], list[Statement] | None],
+    what: str,
+    again: Callable[[], None],
+    deadline: float,
+) -> None:
+    """Send a transaction that keeps everybody out, until it is let in.
+
+    Many short tries find a gap between the transactions of others where a few long ones make more of them
+    wait; see :func:`.splitting.keep_out`.
+
+    :param body: what it sends then; ``None`` gives this try up.
+    :param again: called before another try.
+    """
     connection = copier.connection
+    keys_first = may_lock_keys = True
+    while True:
+        keys_first = may_lock_keys and not keys_first
+        told = "some changes could not be made in the copy at once"
+        try:
+            if _attempt(connection, split, body, keys_first):
+                return
+        except DBAPIError as error:
+            code = sqlstate(error)
+            told = reason(error)
+            if code == _NOT_PERMITTED and keys_first:
+                may_lock_keys = False
+            elif code == CHANGED and copier.progress().is_copied:
+                remedy = "Abort it with --abort, and begin anew"
+                raise SplitFailed(table=copier.table, problem=told, remedy=remedy) from error
+            elif code not in (*TRY_AGAIN, CHANGED):
+                raise WorkFailed(table=copier.table, what=what, reason=told) from error
+        if time.monotonic() > deadline:
+            raise LockNotAvailable(table=copier.table, reason=_holders(connection, split) or told)
+        pause(connection, random.uniform(*_PAUSES))
+        again()
+
+
+def _attempt(
+    connection: Connection, split: Split, body: Callable[[], list[Statement] | None], keys_first: bool
+) -> bool:
+    least = min(_LEAST_WAIT_MS, split.wait_ms)
+    shorter = dataclasses.replace(split, wait_ms=random.randint(least, split.wait_ms))
     with connection.begin() as whole:
-        for statement in swap_opening(split).statements:
+        for statement in keep_out(shorter, keys_first).statements:
             send(connection, statement)
-        if copier.entries(1).count:
+        statements = body()
+        if statements is None:
             whole.rollback()
             return False
-        for statement in swap_elements(split):
+        for statement in statements:
             send(connection, statement)
     return True
 

@@ -16,7 +16,14 @@ from sqlalchemy.exc import DBAPIError
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
 from alembic_partitions.errors import NotManagedError, PartitionError, PolicyError
-from alembic_partitions.plan import CreatePartition, ManagedTable, Plan, is_too_short, plan_horizon
+from alembic_partitions.plan import (
+    CreatePartition,
+    ManagedTable,
+    Plan,
+    is_off_grid,
+    is_too_short,
+    plan_horizon,
+)
 
 from .history import record
 from .reports import Report, TablePlan, TableResult
@@ -194,6 +201,10 @@ def check_managed(managed: Sequence[ManagedTable], wanted: Collection[str] | Non
 
 
 def _plan(connection: Connection, table: ManagedTable, now: datetime) -> Plan:
+    found = with_free_names(connection, lambda taken: plan_horizon(table, now, taken))
+    if not any(map(is_off_grid, found.findings)):
+        return found
+    (table,) = catalog.with_splits(connection, [table])
     return with_free_names(connection, lambda taken: plan_horizon(table, now, taken))
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog
 from alembic_partitions.drivers import reason
-from alembic_partitions.plan import ManagedTable, Plan, plan_horizon
+from alembic_partitions.plan import ManagedTable, Plan, is_off_grid, plan_horizon
 
 from .ensuring import snapshot_of
 from .settings import NOW_VARIABLE, clock
@@ -113,6 +113,9 @@ def look(
         return View()
     now, unknown = clock(snapshot.now), _Gaps()
     managed = snapshot.tables
+    if any(is_off_grid(finding) for table in managed for finding in plan_horizon(table, now).findings):
+        known = unknown.read(connection, "splits", lambda: catalog.with_splits(connection, managed))
+        managed = tuple(known or managed)
     figures = unknown.read(
         connection,
         "sizes and rows" if sizes else "DEFAULT partitions",

@@ -100,6 +100,7 @@ def _plan(
         gaps = plan_gaps(table, now, windows)
         return RepairPlan(table, gaps, findings=gaps.findings, user=user)
     catalog.see_all_rows(connection)
+    (table,) = catalog.with_splits(connection, [table])
     source = catalog.read_source(connection, table)
     every = catalog.read_stagings(connection, table)
     stagings = [staging for staging in every if staging.certain]

@@ -397,11 +397,10 @@ class _Work:
 
     def _finish(self, found: Split) -> None:
         """Make the windows partitions of the table itself, and clean up."""
-        verified = self._verified(found)
+        verified, copier = self._verified(found), self._copier(found)
         with one_run(self.connection.engine, self.snapshot.config_schema):
             for number, group in enumerate(found.groups, start=1):
-                step = SplitStep(f"windows of {group.name}", executor.promote_batch(found, group))
-                _send(self.connection, found, step)
+                executor.promote(copier, found, group)
                 self._told("groups of windows")(number, len(found.groups))
         self.created = self._attached(found)
         if self.drop_old and verified and found.kept_as:

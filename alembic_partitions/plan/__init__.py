@@ -41,6 +41,7 @@ from .conversion import (
     plan_conversion,
 )
 from .horizon import (
+    is_off_grid,
     plan_horizon,
     plan_rows,
     plan_windows,
@@ -237,6 +238,7 @@ __all__ = [
     "index_name",
     "instant_of",
     "is_healing",
+    "is_off_grid",
     "is_too_short",
     "judge",
     "left_index",

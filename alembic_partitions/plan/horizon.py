@@ -132,6 +132,12 @@ def windows_between(grid: Grid, start: KeyValue, stop: KeyValue, most: int = 10_
     )
 
 
+def is_off_grid(finding: Finding) -> bool:
+    """Tell whether a partition is said to be off the grid; so is one that is just being split, until that is
+    looked up."""
+    return finding.refusal in (Refusal.MISALIGNED, Refusal.OTHER_GRID)
+
+
 def refused(table: ManagedTable) -> Finding | None:
     """Tell why nothing is to be done to a table."""
     if table.problem is not None:
@@ -197,7 +203,9 @@ def _fill(
     for window, reason, distance in wanted:
         begin: KeyValue = window.begin
         for part in _overlapping(neighbours, window):
-            if (part.lower, part.upper) != (window.begin, window.end):
+            if part.is_splitting:
+                findings[part.name] = Finding(Refusal.SPLITTING, f"{part.schema}.{part.name}")
+            elif (part.lower, part.upper) != (window.begin, window.end):
                 odd.add(part.name)
             if part.detach_pending:
                 findings[part.name] = Finding(Refusal.DETACH_PENDING, f"{part.schema}.{part.name}")

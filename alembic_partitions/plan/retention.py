@@ -228,7 +228,9 @@ def _halves(
 def _expired(table: ManagedTable, line: _Line, now: datetime) -> tuple[list[Partition], list[Finding]]:
     bounded = in_order(p for p in table.partitions if not p.is_default and not p.detach_pending)
     past = [part for part in bounded if line.passed(part.lower, part.upper)]
-    findings = []
+    splitting = [part for part in past if part.is_splitting]
+    findings = [Finding(Refusal.SPLITTING, f"{part.schema}.{part.name}") for part in splitting]
+    past = [part for part in past if not part.is_splitting]
     others = [part for part in past if not part.is_ours]
     if others:
         told = f"{others[0].schema}.{others[0].name}" + (f" and {len(others) - 1} more" * (len(others) > 1))

@@ -133,6 +133,8 @@ class Partition:
     #: Its comment, and its bounds as PostgreSQL prints them; only where retention is planned.
     mark: str | None = None
     bound: str = ""
+    #: A split of it is under way, or it stands for windows that a split has made; read where it matters.
+    is_splitting: bool = False
 
     @property
     def is_ours(self) -> bool:
