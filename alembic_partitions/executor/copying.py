@@ -40,6 +40,8 @@ FEW = 500
 STEP_TIMEOUT_MS = 5_000
 # Entries that one transaction works off: at least, and where writers are fast. It does not rest in between.
 _ENTRIES, _MOST_ENTRIES = 2_000, 50_000
+# Rows of a block where nothing is known of them.
+_USUAL_ROWS = 100
 # Seconds after which writers are faster than the catching up if less has not been left in between.
 _OUTPACED = 120.0
 # Refused by what has changed in between: the next try sees it.
@@ -158,7 +160,9 @@ class Copier:
         if not now.is_same_file:
             self._begin_anew()
             now = self.progress()
-        size = max(1, min(self.pace.batch * max(now.end_block, 1) // max(rows, 1), 1 << 16))
+        # A table that was never analyzed counts as empty; the first batch is not to be all of it.
+        rows = max(rows, now.end_block * _USUAL_ROWS, 1)
+        size = max(1, min(self.pace.batch * max(now.end_block, 1) // rows, 1 << 16))
         while not now.is_copied:
             before = now
             self._copy_blocks(now.next_block, min(now.next_block + size, now.end_block))
