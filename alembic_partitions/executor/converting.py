@@ -289,7 +289,7 @@ def _taken_over(conversion: Conversion) -> Iterator[ddl.Element | Statement]:
     table, goal, origin = conversion.table, conversion.goal, conversion.origin
     for column in table.identities:
         yield carrying.move_identity(origin, goal, column)
-    for name, sequence in table.sequences.items():
+    for name, sequence in table.sequences:
         yield carrying.own_sequence(sequence, goal, name)
     for key in table.foreign_keys:
         locks = f"SHARE ROW EXCLUSIVE on {key.refers_to} (foreign key)"

@@ -68,7 +68,7 @@ def hang(table: Belongings, origin: carrying.Name, goal: carrying.Name) -> Itera
     """Hang on ``goal``, which bears the table's name by now, what would go with ``origin`` otherwise."""
     for column in table.identities:
         yield carrying.move_identity(origin, goal, column)
-    for name, sequence in table.sequences.items():
+    for name, sequence in table.sequences:
         yield carrying.own_sequence(sequence, goal, name)
     for view in table.views:
         yield Statement(carrying.redefine_view(view).sql(), f"ACCESS EXCLUSIVE on {view.schema}.{view.name}")

@@ -435,7 +435,7 @@ REFUSALS: dict[str, tuple[tuple[str, ...], str]] = {
     "an exclusion": (("CREATE TABLE t (at date, EXCLUDE (at WITH =))",), "within each partition alone"),
     "a CHECK that is not valid": (
         ("CREATE TABLE t (at date, n int)", "ALTER TABLE t ADD CONSTRAINT c CHECK (n > 0) NOT VALID"),
-        "CHECK 'c' is NOT VALID: VALIDATE CONSTRAINT",
+        "constraint 'c' is NOT VALID: VALIDATE CONSTRAINT",
     ),
     "NO INHERIT": (
         ("CREATE TABLE t (at date CONSTRAINT c CHECK (at > '1999-01-01') NO INHERIT)",),
