@@ -122,14 +122,14 @@ WHERE k.conrelid = CAST(:oid AS oid) AND k.contype IN ('f', 'c') AND k.conparent
 ORDER BY k.conname
 """)
 
-# tgtype: bit 1 FOR EACH ROW, bit 2 BEFORE.
+# tgtype: bit 1 FOR EACH ROW, bit 2 BEFORE. The one by which rows are just being copied is ours.
 _TRIGGERS = text("""
 SELECT t.tgname AS name, pg_get_triggerdef(t.oid) AS definition, t.tgenabled::text AS enabled,
        obj_description(t.oid, 'pg_trigger') AS comment,
        t.tgtype::int & 1 <> 0 AS for_each_row, t.tgtype::int & 2 <> 0 AS before,
        t.tgoldtable IS NOT NULL OR t.tgnewtable IS NOT NULL AS transition_tables
 FROM pg_trigger t
-WHERE t.tgrelid = CAST(:oid AS oid) AND NOT t.tgisinternal
+WHERE t.tgrelid = CAST(:oid AS oid) AND NOT t.tgisinternal AND t.tgname <> 'alembic_partitions_watch'
 ORDER BY t.tgname
 """)
 

@@ -79,6 +79,16 @@ def create_like(origin: Name, goal: Name, key: str | None, belongings: Belonging
     return Words(text + (f" TABLESPACE {quote(belongings.tablespace)}" if belongings.tablespace else ""))
 
 
+def set_options(table: Name, options: Iterable[str]) -> Element:
+    """Set storage parameters."""
+    return Words(f"ALTER TABLE {qualified(*table)} SET ({_options(options)})")
+
+
+def drop_default(table: Name, column: str) -> Element:
+    """Give a column no default."""
+    return Words(f"ALTER TABLE {qualified(*table)} ALTER COLUMN {quote(column)} DROP DEFAULT")
+
+
 def set_owner(table: Name, owner: str) -> Element:
     """Give a table to a role."""
     return Words(f"ALTER TABLE {qualified(*table)} OWNER TO {quote(owner)}")
@@ -96,11 +106,12 @@ def settle(table: Name, goal: Name) -> Iterable[Element]:
     yield rename_table((goal[0], table[1]), goal[1])
 
 
-def lock_beside(table: Name) -> Element:
+def lock_beside(table: Name, only: bool = True) -> Element:
     """Keep VACUUM and other DDL away, and nobody who reads or writes. An autovacuum that is under way gives
     way to whoever waits for this longer than deadlock_timeout, which no ACCESS EXCLUSIVE lock may be asked
     for."""
-    return Words(f"LOCK TABLE ONLY {qualified(*table)} IN SHARE UPDATE EXCLUSIVE MODE")
+    what = f"{'ONLY ' if only else ''}{qualified(*table)}"
+    return Words(f"LOCK TABLE {what} IN SHARE UPDATE EXCLUSIVE MODE")
 
 
 def confirm_empty(parent: int, kept: int, name: str) -> Element:
@@ -174,10 +185,9 @@ def attach_until(parent: Name, child: Name, until: KeyValue, key_type: KeyType) 
 
 
 def constrain_by(table: Name, name: str, index: OwnIndex, built: str) -> Element:
-    """Make an index that stands the one behind a primary key, which gives it its name."""
-    text = (
-        f"ALTER TABLE {qualified(*table)} ADD CONSTRAINT {quote(name)} PRIMARY KEY USING INDEX {quote(built)}"
-    )
+    """Make an index that stands the one behind a constraint, which gives it its name."""
+    what = "UNIQUE" if index.kind == "u" else "PRIMARY KEY"
+    text = f"ALTER TABLE {qualified(*table)} ADD CONSTRAINT {quote(name)} {what} USING INDEX {quote(built)}"
     return Words(text + _deferral(index))
 
 
@@ -195,10 +205,15 @@ def _deferral(index: OwnIndex) -> str:
     return " DEFERRABLE" + (" INITIALLY DEFERRED" if index.deferred else "")
 
 
-def create_index(table: Name, index: OwnIndex) -> Element:
-    """Create an index as another one is defined, under its name."""
+def create_index(table: Name, index: OwnIndex, name: str | None = None) -> Element:
+    """Create an index as another one is defined, under its name if no other is told."""
     unique = "UNIQUE " if index.unique else ""
-    return Words(f"CREATE {unique}INDEX {quote(index.name)} ON {qualified(*table)} {index.body}")
+    return Words(f"CREATE {unique}INDEX {quote(name or index.name)} ON {qualified(*table)} {index.body}")
+
+
+def drop_index(schema: str, name: str) -> Element:
+    """Drop an index, in a transaction."""
+    return Words(f"DROP INDEX {qualified(schema, name)}")
 
 
 def build_unique_index(

@@ -128,12 +128,13 @@ def _attempt(connection: Connection, tables: Sequence[Belongings], batch: Batch)
     with connection.begin():
         for statement in batch.statements:
             send(connection, statement)
-            if isinstance(statement, Locked) and not _as_planned(connection, tables):
+            if isinstance(statement, Locked) and not as_planned(connection, tables):
                 raise Changed
     return 0
 
 
-def _as_planned(connection: Connection, tables: Sequence[Belongings]) -> bool:
+def as_planned(connection: Connection, tables: Sequence[Belongings]) -> bool:
+    """Tell whether tables are what they were; in a transaction, under ``ddl.PlainNames``."""
     return all(catalog.read_belongings(connection, t.schema, t.name) == t for t in tables)
 
 

@@ -21,17 +21,18 @@ def reversal_steps(reversal: Reversal, forgotten: ClauseElement | None, user: st
     :param forgotten: what deletes the policy, where there is one.
     :param user: the role that runs it.
     """
-    steps = []
+    swap = Step(f"the swap: {reversal.heir} becomes {reversal.table}", _swap(reversal, forgotten, user))
+    return [*key_index_steps(reversal), swap]
+
+
+def key_index_steps(reversal: Reversal) -> Iterator[Step]:
+    """Yield what builds the unique index for the primary key to be, if one has to be built."""
     if reversal.key_index is not None and reversal.index_is_broken:
         dropped = drop_index(reversal.heir, reversal.key_index)
-        steps.append(Step("drop what is left of a unique index that was cut off", dropped))
+        yield Step("drop what is left of a unique index that was cut off", dropped)
     if reversal.key_index is not None and not reversal.has_index:
         columns = ", ".join(reversal.primary_key)
-        steps.append(Step(f"a unique index for the primary key ({columns}) to be", _indexed(reversal)))
-    return [
-        *steps,
-        Step(f"the swap: {reversal.heir} becomes {reversal.table}", _swap(reversal, forgotten, user)),
-    ]
+        yield Step(f"a unique index for the primary key ({columns}) to be", _indexed(reversal))
 
 
 def _indexed(reversal: Reversal) -> Batch:
