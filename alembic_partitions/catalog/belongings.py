@@ -132,14 +132,14 @@ WHERE k.conrelid = CAST(:oid AS oid) AND k.conparentid = 0
 ORDER BY k.conname
 """)
 
-# tgtype: bit 1 FOR EACH ROW, bit 2 BEFORE.
+# tgtype: bit 1 FOR EACH ROW, bit 2 BEFORE. The one by which rows are just being copied is ours.
 _TRIGGERS = text("""
 SELECT t.tgname AS name, pg_get_triggerdef(t.oid) AS definition, t.tgenabled::text AS enabled,
        obj_description(t.oid, 'pg_trigger') AS comment,
        t.tgtype::int & 1 <> 0 AS for_each_row, t.tgtype::int & 2 <> 0 AS before,
        t.tgoldtable IS NOT NULL OR t.tgnewtable IS NOT NULL AS transition_tables
 FROM pg_trigger t
-WHERE t.tgrelid = CAST(:oid AS oid) AND NOT t.tgisinternal
+WHERE t.tgrelid = CAST(:oid AS oid) AND NOT t.tgisinternal AND t.tgname <> 'alembic_partitions_watch'
 ORDER BY t.tgname
 """)
 
@@ -237,7 +237,12 @@ ORDER BY 1
 
 _CHILDREN = text("""
 SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, c.relkind::text AS kind,
-       obj_description(c.oid, 'pg_class') AS mark
+       obj_description(c.oid, 'pg_class') AS mark,
+       (SELECT min(format('%I.%I', vn.nspname, v.relname))
+        FROM pg_depend d JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+        JOIN pg_class v ON v.oid = r.ev_class JOIN pg_namespace vn ON vn.oid = v.relnamespace
+        WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid AND d.deptype = 'n'
+          AND v.oid <> c.oid) AS readers
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE i.inhparent = CAST(:oid AS oid)
 ORDER BY c.relname

@@ -35,8 +35,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds
 # Between tries of the swap, and how long each of them waits at least for a lock.
 _PAUSES, _LEAST_WAIT_MS = (0.02, 0.1), 5
 _NOT_PERMITTED = "42501"
-# Blocks that are read at a time.
-_CHUNK = 1 << 14
+#: Blocks that are read at a time.
+CHUNK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def compare(copier: Copier, split: Split, told: Told = lambda done, total: None)
     """
     connection, copying = copier.connection, copier.copying
     blocks = copier.progress().end_block
-    chunks = list(range(0, max(blocks, 1), _CHUNK))
+    chunks = list(range(0, max(blocks, 1), CHUNK))
     pieces = list(split.pieces)
     total = len(chunks) + len(pieces)
     both: list[Digest] = []
@@ -73,11 +73,11 @@ def compare(copier: Copier, split: Split, told: Told = lambda done, total: None)
             for statement in transaction(ddl.OneSnapshot(), ddl.Steady()).statements:
                 send(connection, statement)
             for number, begin in enumerate(chunks):
-                end = begin + _CHUNK if begin != chunks[-1] else None
-                before += _digest(connection, ddl.DigestBlocks(copying, begin, end))
+                end = begin + CHUNK if begin != chunks[-1] else None
+                before += digest(connection, ddl.DigestBlocks(copying, begin, end))
                 told(number + 1, total)
             for number, piece in enumerate(pieces):
-                after += _digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
+                after += digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
                 told(len(chunks) + number + 1, total)
         both[:] = [before, after]
         return 0
@@ -94,7 +94,8 @@ def compare(copier: Copier, split: Split, told: Told = lambda done, total: None)
     return after
 
 
-def _digest(connection: Connection, element: ddl.Element) -> Digest:
+def digest(connection: Connection, element: ddl.Element) -> Digest:
+    """Send what counts rows and adds them up."""
     rows, checksum = connection.exec_driver_sql(
         element.sql(), execution_options={"no_parameters": True}
     ).one()
