@@ -1,4 +1,4 @@
-"""Writers beside long work, who write down in the same transaction what they did; then both must be the same."""
+"""Writers beside long work, who write what they did into a ledger, too: both must be the same at the end."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ class Writer:
         return list(
             connection.execute(
                 text(
-                    "SELECT id, at FROM ledger WHERE id >= :low ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED"
+                    "SELECT id, at FROM ledger WHERE id >= :low ORDER BY id LIMIT :count"
+                    " FOR UPDATE SKIP LOCKED"
                 ),
                 {
                     "low": dice.choice([dice.randrange(1, 3000), 1_000_000 + dice.randrange(500)]),
@@ -95,7 +96,8 @@ class Writer:
         number = connection.scalar(text("SELECT nextval('new_ids')"))
         self._both(
             connection,
-            "INSERT INTO {table} (id, at, note) VALUES (:id, CAST(:until AS timestamptz) - :hours * interval '1 h', 'new')",
+            "INSERT INTO {table} (id, at, note)"
+            " VALUES (:id, CAST(:until AS timestamptz) - :hours * interval '1 h', 'new')",
             id=number,
             until=self.spare,
             hours=dice.randrange(1, 110),

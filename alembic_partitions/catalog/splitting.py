@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnClause, Connection, Text, cast, column, func, select, table, text
-from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.engine import Row
 
 from alembic_partitions.periods import KeyValue
@@ -171,12 +170,10 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Changes that wait to be caught up with: how many were looked at, the last, and their keys as text."""
+    """Changes that wait to be caught up with: how many were looked at, and the last of them."""
 
     count: int
     last: int
-    low: str | None = None
-    high: str | None = None
 
 
 def read_splittable(connection: Connection, managed: ManagedTable, source: Partition) -> Splittable | None:
@@ -433,19 +430,15 @@ def read_entries(connection: Connection, schema: str, log: str, key: str, limit:
     """Look at the oldest changes that wait, at most so many."""
     entry, keys = _column("alembic_partitions_entry"), _column(key)
     first = (
-        select(entry.label("entry"), keys.label("key"))
+        select(entry.label("entry"))
         .select_from(table(log, entry, keys, schema=schema))
         .where(keys.is_not(None))
         .order_by(entry)
         .limit(limit)
         .subquery()
     )
-    ways = first.c.key.asc(), first.c.key.desc()
-    ordered = [func.array_agg(aggregate_order_by(first.c.key, way)) for way in ways]
-    row = connection.execute(
-        select(func.count(), func.max(first.c.entry), *(cast(array[1], Text) for array in ordered))
-    ).one()
-    return Entries(row[0], row[1] or 0, row[2], row[3])
+    row = connection.execute(select(func.count(), func.max(first.c.entry))).one()
+    return Entries(row[0], row[1] or 0)
 
 
 def waiting_entries(connection: Connection, schema: str, log: str) -> int:

@@ -365,25 +365,27 @@ class CopyBlocks(OfCopying):
 
 @dataclass(eq=False)
 class OfEntries(OfCopying):
-    """What is done about the entries up to one; with their first and last keys, as PostgreSQL prints them, so
-    that only windows between these are looked into."""
+    """What is done about the entries up to one."""
 
     last: int
-    low: str
-    high: str
 
-    def entries(self, alias: str) -> str:
-        return f"{alias}{ENTRY} <= {self.last:d} AND {alias}{self.key_name} IS NOT NULL"
+    @property
+    def entries(self) -> str:
+        return f"{ENTRY} <= {self.last:d} AND {self.key_name} IS NOT NULL"
 
 
 class ForgetChanged(OfEntries):
-    """Take away from the copy whatever the log names."""
+    """Take away from the copy whatever the log names: row by row, so that of many windows only the one is
+    planned for, and locked, that a row is in."""
 
     def sql(self) -> str:
-        return (
-            f"DELETE FROM {self.goal} AS c USING {self.log} AS l"
-            f" WHERE {self.entries('l.')} AND {self.copying.same('c', 'l')}"
-            f" AND c.{self.key_name} BETWEEN {quoted_text(self.low)} AND {quoted_text(self.high)}"
+        return do_block(
+            "DECLARE changed record;\nBEGIN\n"
+            "  PERFORM set_config('plan_cache_mode', 'force_custom_plan', true);\n"
+            f"  FOR changed IN SELECT DISTINCT {self.copying.told_by} FROM {self.log}\n"
+            f"    WHERE {self.entries}\n"
+            f"  LOOP DELETE FROM {self.goal} AS c WHERE {self.copying.same('c', 'changed')};\n"
+            "  END LOOP;\n"
         )
 
 
@@ -395,7 +397,7 @@ class CopyChanged(OfEntries):
         return (
             f"INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
             f" SELECT {selected} FROM (SELECT DISTINCT {self.copying.told_by} FROM {self.log}"
-            f" WHERE {self.entries('')}) AS l JOIN {self.all_of_it} AS s ON {self.copying.same('s', 'l')}"
+            f" WHERE {self.entries}) AS l JOIN {self.all_of_it} AS s ON {self.copying.same('s', 'l')}"
             " ON CONFLICT DO NOTHING"
         )
 
@@ -405,9 +407,9 @@ class ForgetEntries(OfEntries):
 
     def sql(self) -> str:
         if not self.copying.is_stricter:
-            return f"DELETE FROM {self.log} WHERE {self.entries('')}"
+            return f"DELETE FROM {self.log} WHERE {self.entries}"
         return (
-            f"DELETE FROM {self.log} AS l WHERE {self.entries('l.')} AND (NOT EXISTS"
+            f"DELETE FROM {self.log} AS l WHERE {self.entries} AND (NOT EXISTS"
             f" (SELECT FROM {self.all_of_it} AS s WHERE {self.copying.same('s', 'l')})"
             f" OR EXISTS (SELECT FROM {self.goal} AS c WHERE {self.copying.same('c', 'l')}))"
         )

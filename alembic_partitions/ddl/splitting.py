@@ -25,7 +25,7 @@ CHANGED = "    RAISE EXCEPTION '%', {why} USING ERRCODE = 'object_not_in_prerequ
 def bound_of(lower: KeyValue | None, upper: KeyValue | None, key_type: KeyType) -> str:
     """Write FOR VALUES FROM ... TO ...; ``None`` is MINVALUE or MAXVALUE."""
     first = "MINVALUE" if lower is None else bound_literal(lower, key_type)
-    last = "MAXVALUE" if upper is None else bound_literal(upper, key_type)
+    last = "MAXVALUE" if upper is None else bound_literal(upper, key_type, upper=True)
     return f"FOR VALUES FROM ({first}) TO ({last})"
 
 

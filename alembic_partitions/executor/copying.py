@@ -42,10 +42,9 @@ STEP_TIMEOUT_MS = 5_000
 MOST_WAITS = 3
 # Entries that one transaction works off: at least, and where writers are fast. It does not rest in between.
 _ENTRIES, _MOST_ENTRIES = 2_000, 50_000
-# Rows of a block where nothing is known of them.
-_USUAL_ROWS = 100
 # Seconds after which writers are faster than the catching up if less has not been left in between.
 _OUTPACED = 120.0
+_ROWS_OF_A_BLOCK = 100
 # Refused by what has changed in between: the next try sees it.
 _CHANGED_MEANWHILE = {"40001", "23503"}
 _TRIES = 20
@@ -98,10 +97,16 @@ def blocks_batch(copying: ddl.Copying, begin: int, end: int) -> Batch:
     return transaction(ddl.Steady(), Statement(ddl.CopyBlocks(copying, begin, end).sql(), locks))
 
 
+def first_blocks(batch: int, rows: int, blocks: int) -> int:
+    """Return how many blocks to begin with, by an estimate of all rows; 0 is a table never analyzed."""
+    likely = rows or blocks * _ROWS_OF_A_BLOCK
+    return max(1, min(batch * max(blocks, 1) // max(likely, 1), 1 << 16))
+
+
 def changed_elements(copying: ddl.Copying, entries: catalog.Entries) -> list[ddl.Element]:
     """Return what brings the copy up to the last of some entries."""
-    told = copying, entries.last, entries.low or "", entries.high or ""
-    return [ddl.ForgetChanged(*told), ddl.CopyChanged(*told), ddl.ForgetEntries(*told)]
+    kinds = ddl.ForgetChanged, ddl.CopyChanged, ddl.ForgetEntries
+    return [kind(copying, entries.last) for kind in kinds]
 
 
 def changed_batch(copying: ddl.Copying, entries: catalog.Entries) -> Batch:
@@ -164,9 +169,7 @@ class Copier:
         if not now.is_same_file:
             self.begin_anew()
             now = self.progress()
-        # A table that was never analyzed counts as empty; the first batch is not to be all of it.
-        rows = max(rows, now.end_block * _USUAL_ROWS, 1)
-        size = max(1, min(self.pace.batch * max(now.end_block, 1) // rows, 1 << 16))
+        size = first_blocks(self.pace.batch, rows, now.end_block)
         while not now.is_copied:
             before = now
             self._copy_blocks(now.next_block, min(now.next_block + size, now.end_block))

@@ -275,8 +275,8 @@ def merge_steps(
         of_leaf = copying_of_leaf(merge, leaf)
         copied = engine.blocks_batch(of_leaf, leaf.next_block, leaf.next_block + blocks)
         yield Step(f"again until all {leaf.blocks} blocks of {leaf} are copied", copied)
-    told = "again until the log is nearly empty; its last entry, first and last keys are as they are found"
-    some = catalog.Entries(1, 1, "", "")
+    told = "again until the log is nearly empty; its last entry is as it is found"
+    some = catalog.Entries(1, 1)
     yield Step(told, engine.changed_batch(copying, some))
     if verify and not (merge.target and merge.is_verified):
         digests = [ddl.DigestBlocks(copying_of_leaf(merge, leaf), 0, None) for leaf in merge.leaves]

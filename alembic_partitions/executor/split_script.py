@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from alembic_partitions import catalog, ddl
 from alembic_partitions.plan import Split
 
-from .copying import blocks_batch, changed_batch, changed_elements, step_batch
+from .copying import blocks_batch, changed_batch, changed_elements, first_blocks, step_batch
 from .splitting import (
     SplitStep,
     clean_batch,
+    confirm_batch,
     copying_of,
     drop_old_batch,
     keep_out,
@@ -20,6 +21,9 @@ from .splitting import (
     swap_elements,
 )
 from .statements import Batch, Statement, transaction
+
+# What stands for the entries that will be found.
+_FIRST = catalog.Entries(1, 1)
 
 
 def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: bool) -> Iterator[SplitStep]:
@@ -43,25 +47,27 @@ def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: boo
 
 def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
     copying, facts = copying_of(split), split.facts
-    blocks = max(1, min(batch * max(facts.blocks, 1) // max(facts.rows, 1), max(facts.blocks, 1)))
+    blocks = min(first_blocks(batch, facts.rows, facts.blocks), max(facts.blocks, 1))
+    yield SplitStep("all is as it was when the split began", confirm_batch(split))
     told = f"again until all {facts.blocks} blocks are copied; rows that change meanwhile are in the log"
     yield SplitStep(told, blocks_batch(copying, 0, blocks))
     told = (
         "again until the log is nearly empty; its last entry, its first and last keys are as they are found"
     )
-    yield SplitStep(told, changed_batch(copying, _entries(split)))
+    yield SplitStep(told, changed_batch(copying, _FIRST))
     if verify:
         digests = [ddl.DigestBlocks(copying, 0, None)]
         windows = (ddl.DigestTable(copying, (split.schema, piece.name)) for piece in split.pieces)
         told = "compared: both add up to the same; a large table is read in several parts"
-        yield SplitStep(told, transaction(ddl.OneSnapshot(), ddl.Steady(), *digests, *windows))
+        opening = ddl.OneSnapshot(), ddl.Steady(), ddl.ShareOrigin(copying)
+        yield SplitStep(told, transaction(*opening, *digests, *windows))
         yield SplitStep("that is noted", transaction(ddl.NoteVerified(copying)))
 
 
 def _step(split: Split) -> Batch:
     copying = copying_of(split)
     *opening, last = step_batch(copying, split.wait_ms).statements
-    changed = (Statement(e.sql()) for e in changed_elements(copying, _entries(split)))
+    changed = (Statement(e.sql()) for e in changed_elements(copying, _FIRST))
     return Batch((*opening, *changed, last))
 
 
@@ -71,9 +77,3 @@ def _swap(split: Split) -> Batch:
 
 def _kept_out(split: Split, elements: Sequence[Statement]) -> Batch:
     return Batch((*keep_out(split).statements, *elements))
-
-
-def _entries(split: Split) -> catalog.Entries:
-    """Return what stands for the entries that will be found."""
-    ends = [piece.bound or piece.lower for piece in split.pieces if piece.lower is not None]
-    return catalog.Entries(1, 1, str(ends[0]), str(ends[-1]))

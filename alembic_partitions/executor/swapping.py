@@ -60,38 +60,43 @@ def compare(copier: Copier, split: Split, told: Told = lambda done, total: None)
 
     :raises SplitFailed: they differ.
     """
-    connection, copying = copier.connection, copier.copying
-    blocks = copier.progress().end_block
-    chunks = list(range(0, max(blocks, 1), CHUNK))
-    pieces = list(split.pieces)
-    total = len(chunks) + len(pieces)
-    both: list[Digest] = []
-
-    def attempt() -> int:
-        before = after = Digest()
-        with connection.begin():
-            for statement in transaction(ddl.OneSnapshot(), ddl.Steady()).statements:
-                send(connection, statement)
-            for number, begin in enumerate(chunks):
-                end = begin + CHUNK if begin != chunks[-1] else None
-                before += digest(connection, ddl.DigestBlocks(copying, begin, end))
-                told(number + 1, total)
-            for number, piece in enumerate(pieces):
-                after += digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
-                told(len(chunks) + number + 1, total)
-        both[:] = [before, after]
-        return 0
-
-    copier.insist(attempt)
-    before, after = both
+    found: list[Digest] = []
+    while not found:
+        copier.copy(split.facts.rows)  # anew, where it was truncated or written anew meanwhile
+        copier.catch_up()
+        copier.insist(lambda: _compared(copier, split, told, found))
+    before, after = found
     if before != after:
         raise SplitFailed(
             table=copier.table,
             problem=f"its copy is not what it is a copy of: {before} in, {after} out",
             remedy="Abort it with --abort, and report this",
         )
-    copier.send(transaction(ddl.NoteVerified(copying)))
+    copier.send(transaction(ddl.NoteVerified(copier.copying)))
     return after
+
+
+def _compared(copier: Copier, split: Split, told: Told, found: list[Digest]) -> int:
+    """Add both up into ``found``; or not, where the origin is another file by now."""
+    connection, copying, pieces = copier.connection, copier.copying, list(split.pieces)
+    before = after = Digest()
+    with connection.begin():
+        for statement in transaction(ddl.OneSnapshot(), ddl.Steady(), ddl.ShareOrigin(copying)).statements:
+            send(connection, statement)
+        now = catalog.read_progress(connection, *copying.state, copying.origin_oid)
+        if now is None or not now.is_copied:
+            return 0
+        chunks = list(range(0, max(now.end_block, 1), CHUNK))
+        total = len(chunks) + len(pieces)
+        for number, begin in enumerate(chunks, start=1):
+            end = begin + CHUNK if begin != chunks[-1] else None
+            before += digest(connection, ddl.DigestBlocks(copying, begin, end))
+            told(number, total)
+        for number, piece in enumerate(pieces, start=len(chunks) + 1):
+            after += digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
+            told(number, total)
+    found[:] = [before, after]
+    return 0
 
 
 def digest(connection: Connection, element: ddl.Element) -> Digest:

@@ -292,7 +292,7 @@ class _Work:
         error = None
         try:
             self._run()
-        except SplitRefused:
+        except (SplitRefused, NoPartitionError):
             raise
         except (PartitionError, DBAPIError) as failure:
             error = str(failure) if isinstance(failure, PartitionError) else reason(failure)
