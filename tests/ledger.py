@@ -53,6 +53,8 @@ class Writer:
     table: str = "odds"
     changes: int = 0
     longest: float = 0.0
+    #: Seconds between two transactions.
+    rest: float = 0.0
     trouble: list[str] = field(default_factory=list)
     stop: threading.Event = field(default_factory=threading.Event)
     only: tuple[str, ...] = ("insert", "update", "delete", "upsert", "move", "rename", "undo", "many")
@@ -72,6 +74,7 @@ class Writer:
                         self.trouble.append(str(error))
                         return
                 self.longest = max(self.longest, time.perf_counter() - begun)
+                time.sleep(self.rest)
 
     def _both(self, connection: Connection, statement: str, **values: Any) -> None:
         for table in (self.table, "ledger"):
