@@ -15,9 +15,9 @@ from sqlalchemy import Engine, MetaData, NullPool, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from alembic_partitions import maintenance
+from alembic_partitions import executor, maintenance
 from alembic_partitions.conversion import abort_unpartition, plan_unpartition, unpartition
-from alembic_partitions.errors import ConversionRefused, LockNotAvailable, UnpartitionFailed, WorkFailed
+from alembic_partitions.errors import ConversionRefused, UnpartitionFailed, WorkFailed
 from alembic_partitions.executor import converting, merge_swap
 from alembic_partitions.maintenance import TableResult, ensuring
 from tests.databases import Database, Roles
@@ -239,7 +239,7 @@ def test_partitions_come_and_go_meanwhile(odds: Engine, what: str, when: str) ->
 def test_a_partition_half_way_through_being_detached_is_waited_for(
     odds: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge_swap, "MERGE_PATIENCE", 0.5)
+    monkeypatch.setattr(executor, "MERGE_PATIENCE", 0.5)
     gone = f"ALTER TABLE odds DETACH PARTITION {FIRST_OF} CONCURRENTLY"
     other = create_engine(odds.url, poolclass=NullPool)
     with other.connect() as reader:
@@ -252,7 +252,7 @@ def test_a_partition_half_way_through_being_detached_is_waited_for(
                 half_way.exec_driver_sql(gone)
             reader.rollback()
 
-        with meanwhile(odds, COPIES, begin, 5), pytest.raises(LockNotAvailable):
+        with meanwhile(odds, COPIES, begin, 5), pytest.raises(UnpartitionFailed, match="half-way"):
             to_plain(odds, batch=7)
         half_way.exec_driver_sql(f"ALTER TABLE odds DETACH PARTITION {FIRST_OF} FINALIZE")
         half_way.close()
