@@ -113,7 +113,7 @@ def read_unpartitioned(connection: Connection, of: Belongings) -> tuple[str, boo
     for row in _marked(connection, of, UNPARTITIONED_MARK):
         with suppress(ValueError, KeyError, TypeError):  # a comment that a person edited
             told = json.loads(row.mark.removeprefix(UNPARTITIONED_MARK))
-            if told["plain"] == of.oid:
+            if int(told["plain"]) == of.oid:
                 return row.name, bool(told["verified"])
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -27,10 +28,13 @@ from alembic_partitions.plan import (
     plan_reversal,
     refuse_merge,
 )
+from alembic_partitions.sessions import pause
 
 from .reading import MOST_LOOKS, Told
 
 logger = logging.getLogger("alembic_partitions")
+
+_HALF_WAY = 0.2  # seconds between two looks at a partition that is just being detached
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,10 +179,15 @@ class Work:
     def _all_copied(self) -> Merge:
         """Copy the blocks of whatever partitions there are, and what the log names."""
         merge = self.look().merge
+        give_up_at = time.monotonic() + executor.MERGE_PATIENCE
         while True:
             copier = self._copier(merge)
             copier.confirm(executor.settle_batch(merge))
             merge = self.look().merge
+            half_way = [leaf for leaf in merge.leaves if leaf.detach_pending]
+            if half_way:
+                self._wait_for(half_way[0], copier, give_up_at)
+                continue
             if all(leaf.is_copied for leaf in merge.leaves):
                 copier.catch_up(told=self._steps(merge, "changes caught up with"))
                 return merge
@@ -186,6 +195,15 @@ class Work:
                 self._copy_leaves(merge, copier)
             except executor.Unsettled:
                 continue
+
+    def _wait_for(self, leaf: Leaf, copier: executor.Copier, give_up_at: float) -> None:
+        """Wait until a partition is detached that is neither one any more nor none yet."""
+        if time.monotonic() > give_up_at:
+            told = f"partition {leaf} is half-way through DETACH CONCURRENTLY"
+            raise copier.failed(
+                told, "Let that come to its end, or DETACH PARTITION ... FINALIZE; run it again"
+            )
+        pause(self.connection, _HALF_WAY)
 
     def _copy_leaves(self, merge: Merge, copier: executor.Copier) -> None:
         told, total, done = self._steps(merge, "blocks copied"), merge.blocks, 0
@@ -196,7 +214,7 @@ class Work:
                     self.connection, of_leaf, f"copying {leaf.name}", str(merge.table), self.manner.pace
                 )
                 try:
-                    one.copy(leaf.rows, _after(done, total, told))
+                    one.copy(leaf.some_rows, _after(done, total, told))
                 except WorkFailed:
                     if leaf.oid in {now.oid for now in self.look().merge.leaves}:
                         raise

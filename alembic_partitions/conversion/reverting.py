@@ -115,7 +115,8 @@ def abort_unpartition(
 def _unpartition(connection: Connection, task: _Task, told: Told, progress: Progress) -> Report:
     with connection.begin():
         begun = catalog.read_session(connection, task.config or "")
-        aside, merges = task.aside(), task.merges()
+        aside = task.aside()
+        merges = aside is None and task.merges()
     if begun.in_recovery:
         return Report(in_recovery=True)
     if aside is not None:  # the last run was cut off right after the swap

@@ -201,9 +201,13 @@ class MarkUnpartitioned(OfMerge):
         merge = self.merge
         told = {
             "table": [merge.schema, merge.table.name],
-            "plain": merge.heir.oid,
             "verified": self.is_verified,
             "foreign_keys": {key.name: key.definition for key in merge.table.foreign_keys},
         }
-        text = UNPARTITIONED_MARK + json.dumps(told, ensure_ascii=False)
-        return f"COMMENT ON TABLE {qualified(*merge.origin)} IS {quoted_text(text)}"
+        text = quoted_text(json.dumps(told, ensure_ascii=False))
+        return do_block(
+            f"DECLARE told jsonb := {text};\nBEGIN\n"
+            f"  told := told || jsonb_build_object('plain', {quoted_text(self.table)}::regclass::oid);\n"
+            f"  EXECUTE format('COMMENT ON TABLE %s IS %L', {quoted_text(qualified(*merge.origin))},\n"
+            f"    {quoted_text(UNPARTITIONED_MARK)} || told::text);\n"
+        )

@@ -42,6 +42,7 @@ from .mending import (
     mend_child,
 )
 from .merge_swap import (
+    MERGE_PATIENCE,
     LeafCopier,
     MergeCopier,
     Unsettled,
@@ -116,6 +117,7 @@ from .tending import (
 )
 
 __all__ = [
+    "MERGE_PATIENCE",
     "SPLIT_PATIENCE",
     "Batch",
     "Changed",
