@@ -176,6 +176,15 @@ class SplitFailed(PartitionError):
     remedy: str
 
 
+class UnpartitionFailed(PartitionError):
+    """Table {table} cannot be made plain for now: {problem}. Readers and writers see no difference, and no
+    row is lost. {remedy}."""
+
+    table: str
+    problem: str
+    remedy: str
+
+
 class ArchiveError(PartitionError):
     """{table} was not archived: {problem}. Nothing was dropped. {remedy}"""
 

@@ -40,3 +40,19 @@ def _cut(table: str, ending: str) -> str:
     ending = f"_{digest}{ending}"
     room = MAX_IDENTIFIER_BYTES - len(ending.encode())
     return table.encode()[:room].decode(errors="ignore") + ending
+
+
+class Names:
+    """New names, none of them like one that others have taken, nor like another."""
+
+    def __init__(self, taken: Container[str]) -> None:
+        self._taken, self._ours = taken, set[str]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._ours or name in self._taken
+
+    def new(self, base: str, suffix: str) -> str:
+        """Return a name by :func:`partition_name`."""
+        name = partition_name(base, suffix, self)
+        self._ours.add(name)
+        return name

@@ -204,6 +204,20 @@ def read_splittable(connection: Connection, managed: ManagedTable, source: Parti
     )
 
 
+def read_told_by(
+    connection: Connection, oid: int
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[Identified, ...]]:
+    """Return the columns of a table that are written, all that it has, and those that tell its rows apart,
+    none where nothing does."""
+    row = connection.execute(_FACTS, {"source": oid, "parent": oid, "ours": "alembic_partitions_"}).one()
+    columns = [(name, is_written) for name, is_written in json.loads(row.columns)]
+    return (
+        tuple(name for name, is_written in columns if is_written),
+        tuple(name for name, _ in columns),
+        tuple(Identified(*pair) for pair in json.loads(row.identity or "[]")),
+    )
+
+
 def _problems(row: Row[Any], managed: ManagedTable, connection: Connection) -> Iterator[tuple[str, str]]:
     version = int((connection.dialect.server_version_info or (0,))[0])
     found = {

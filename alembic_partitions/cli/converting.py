@@ -14,6 +14,7 @@ from alembic_partitions.talk import shown_log
 from .connecting import visit
 from .door import EXIT_OK, Call, busy, main, say
 from .options import one_table_options, policy_options, split_name
+from .repairing import progressing
 from .reporting import tell, tell_scripts
 
 
@@ -87,34 +88,82 @@ def _abort(call: Call, url: str | None, schema: str | None, table: str) -> int:
     help="Columns of the primary key to be, as id,at (default: as it was before it was converted).",
 )
 @click.option(
+    "--batch",
+    type=click.IntRange(min=1, max=1_000_000),
+    default=10_000,
+    show_default=True,
+    help="Rows that one transaction copies.",
+)
+@click.option("--pause", type=click.FloatRange(min=0), default=0.0, help="Seconds to rest after each.")
+@click.option(
+    "--lock-timeout",
+    type=click.FloatRange(min=0.001),
+    default=0.04,
+    show_default=True,
+    help="Seconds that others may have to wait at a time, where rows are copied.",
+)
+@click.option("--no-verify", is_flag=True, help="Do not compare the copy with its origin.")
+@click.option("--drop-old", is_flag=True, help="Drop the partitions once their rows are copied and compared.")
+@click.option(
     "--dry-run", is_flag=True, help="Print every statement with the locks it takes; change nothing."
 )
+@click.option("--abort", is_flag=True, help="Take back what a run that was cut off has made.")
 @one_table_options
 @click.pass_obj
 def unpartition(
     call: Call,
+    /,
     url: str | None,
     schema: str | None,
     table: str,
     as_json: bool,
     primary_key: str | None,
+    pause: float,
+    no_verify: bool,
     dry_run: bool,
+    abort: bool,
+    **manner: Any,
 ) -> int:
     """Make a partitioned table a plain one while it is read and written: what undoes `convert`.
+
+    Where one partition holds all rows it takes the table's name. Else the rows are copied into a plain table,
+    as much space as they take is needed, and the partitions stay under another name until they are dropped.
 
     Run it again if it is cut off: it goes on from there. In a migration it is op.unpartition_table().
     """
     where, name = split_name(table)
+    if abort:
+        undone = visit(
+            call,
+            url,
+            (),
+            lambda side, _: conversion.abort_unpartition(side, name, schema=where, config_schema=schema),
+        )
+        lines = [f"dropped: {line}" for _, some in undone for line in some]
+        say("\n".join(lines) if lines else "Nothing of it was left.")
+        return EXIT_OK
     columns = None if primary_key is None else [column.strip() for column in primary_key.split(",")]
     wanted: dict[str, Any] = {"schema": where, "config_schema": schema, "primary_key": columns}
+    wanted |= {"verify": not no_verify, **manner}
     if dry_run:
         with shown_log():
             plans = visit(call, url, (), lambda side, _: conversion.plan_unpartition(side, name, **wanted))
         scripts = [(database, plan.table, plan.sql()) for database, plan in plans]
         tell_scripts(scripts, as_json, "nothing to undo", guarded=True)
         return EXIT_OK
-    with shown_log(), busy(f"undoing the partitions of {table}") as told:
-        found = visit(call, url, (), lambda side, _: conversion.unpartition(side, name, told=told, **wanted))
-    return tell(
-        found, as_json, lambda result: "\n".join([f"{result.table}: a plain table", *result.findings])
-    )
+    with shown_log(), progressing() as progress:
+        found = visit(
+            call,
+            url,
+            (),
+            lambda side, _: conversion.unpartition(
+                side, name, pause=pause, told=say, progress=progress, **wanted
+            ),
+        )
+    return tell(found, as_json, _plain)
+
+
+def _plain(result: TableResult) -> str:
+    copied = [f"{result.moved:,} rows copied"] if result.moved else []
+    copied += [result.proof] if result.proof else []
+    return "\n".join(["; ".join([f"{result.table}: a plain table", *copied]), *result.findings])

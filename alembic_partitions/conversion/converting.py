@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl, executor, maintenance
 from alembic_partitions.declare import Door, ensure_our_tables
-from alembic_partitions.errors import ConversionRefused, WindowRangeError, WorkFailed
+from alembic_partitions.errors import ConversionRefused, LockNotAvailable, WindowRangeError, WorkFailed
 from alembic_partitions.locks import one_conversion
 from alembic_partitions.maintenance import Report, TableResult
 from alembic_partitions.periods import KeyValue, Window
@@ -21,6 +21,7 @@ from alembic_partitions.plan import (
     Belongings,
     Conversion,
     CreatePartition,
+    Ends,
     first_window,
     names_of_conversion,
     plan_conversion,
@@ -31,7 +32,16 @@ from alembic_partitions.plan import (
 from alembic_partitions.policy import PartitionPolicy
 from alembic_partitions.sessions import own_transactions
 
-from .reading import MOST_LOOKS, ConversionPlan, Told, door_to, long_holders, read, refuse_blocked
+from .reading import (
+    MOST_LOOKS,
+    ConversionPlan,
+    Told,
+    door_to,
+    long_holders,
+    read,
+    readable,
+    refuse_blocked,
+)
 
 #: Windows that are made in the swap itself; the rest of the horizon follows in transactions of its own.
 FIRST_WINDOWS = 2
@@ -52,7 +62,7 @@ def plan_convert(
         task = _task(connection, table, policy, schema, config_schema, until, by_hand)
         if task.is_done():
             return ConversionPlan(str(task))
-        planned = task.plan()
+        planned = task.plan(task.ends())
         if catalog.find_config(connection, task.home) is None:
             planned = dataclasses.replace(planned, steps=(executor.our_tables(task.home), *planned.steps))
         return planned
@@ -92,7 +102,9 @@ def convert(
     with own_transactions(connection):
         with connection.begin():
             task = _task(connection, table, policy, schema, config_schema, until, by_hand)
-            task.read()
+            found = task.read()
+            if found.kind != "p":
+                refuse_loss(found, policy)
             if os.environ.get(maintenance.NOW_VARIABLE):
                 name = maintenance.NOW_VARIABLE
                 why = f"by a rehearsed clock nothing is converted; unset {name}, or use --dry-run"
@@ -108,12 +120,13 @@ def _convert(connection: Connection, task: _Task, told: Told) -> Report:
         begun = catalog.read_session(connection, ensure_our_tables(task.door) or "")
     notes: tuple[str, ...] = ()
     first: str | None = None
-    looks = 0
+    looks, ends = 0, None
     while first is None:
         with connection.begin():
             if task.is_done():
                 break
-            planned = task.plan()
+            ends = task.ends() if ends is None else ends  # once: it may take long
+            planned = task.plan(ends)
         refuse_blocked(planned)
         notes = planned.notes
         try:
@@ -131,7 +144,16 @@ def _taken(connection: Connection, planned: ConversionPlan, told: Told) -> str |
     """Take the first of the steps that are left; return the first partition's name if it was the last."""
     step, *more = planned.steps
     told(step.title)
-    executor.run_step(connection, planned.unchanged, step)
+    try:
+        executor.run_step(connection, planned.unchanged, step)
+    except (LockNotAvailable, WorkFailed) as failed:
+        if planned.until is None:
+            raise
+        told_too = (
+            f"{failed.reason}; until it is done rows from {planned.until} on are refused: run it again, or"
+            " take it back with `alembic-partitions convert --abort`"
+        )
+        raise type(failed)(**{**failed.data, "reason": told_too}) from failed
     return None if more else planned.first
 
 
@@ -227,14 +249,21 @@ class _Task:
             raise ConversionRefused(table=str(found), problems=why)
         return True
 
-    def plan(self) -> ConversionPlan:
+    def ends(self) -> Ends:
+        """Return the oldest and the newest key, which may mean that the table is read through."""
+        found = self.read()
+        refuse_loss(found, self.policy)
+        with readable(found):
+            key_type = catalog.key_type_of(found, self.policy)
+            return catalog.read_ends(self.connection, found, self.policy.key, key_type)
+
+    def plan(self, ends: Ends) -> ConversionPlan:
         """Return what is left to do."""
         connection, policy = self.connection, self.policy
         found = self.read()
         refuse_loss(found, policy)
         key_type = catalog.key_type_of(found, policy)
         grid = policy.grid(key_type)
-        ends = catalog.read_ends(connection, found, policy.key, key_type)
         session = catalog.read_session(connection, self.home)
         now = maintenance.clock(session.now)
         refuse_rows(found, policy, grid, ends, now)
@@ -254,6 +283,7 @@ class _Task:
             long_holders(connection, found),
             unchanged=(found,),
             first=conversion.first,
+            until=str(conversion.until) if conversion.is_checked else None,
         )
 
 

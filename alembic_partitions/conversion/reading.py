@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.declare import Door
+from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import ConversionRefused, NoTableError
 from alembic_partitions.executor.statements import remark, script
 from alembic_partitions.plan import Belongings
@@ -21,6 +24,7 @@ Told: TypeAlias = Callable[[str], None]
 LONG = 60.0
 #: Somebody else alters the table between our looks, each time anew: then we give up.
 MOST_LOOKS = 5
+_NOT_PERMITTED = "42501"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class ConversionPlan:
     unchanged: tuple[Belongings, ...] = field(default=(), repr=False)
     #: The name of the first partition.
     first: str | None = None
+    #: Where rows are refused from until it is done, once that is so.
+    until: str | None = None
 
     def sql(self) -> str:
         """Return the script: byte for byte what would be sent."""
@@ -58,6 +64,21 @@ def read(connection: Connection, schema: str, table: str) -> Belongings:
     if found is None:
         raise NoTableError(table=f"{schema}.{table}")
     return found
+
+
+@contextmanager
+def readable(table: Belongings) -> Iterator[None]:
+    """Say what to do where this role may not see all rows.
+
+    :raises ConversionRefused: it may not.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if sqlstate(error) != _NOT_PERMITTED:
+            raise
+        told = f"{reason(error)}: grant SELECT on it, or run as a role that no row is hidden from"
+        raise ConversionRefused(table=str(table), problems=told) from error
 
 
 def long_holders(connection: Connection, table: Belongings) -> tuple[str, ...]:

@@ -50,15 +50,19 @@ def rename_index(table: Name, index: OwnIndex, name: str) -> Element:
         return Words(
             f"ALTER TABLE {qualified(*table)} RENAME CONSTRAINT {quote(index.name)} TO {quote(name)}"
         )
-    return Words(f"ALTER INDEX {qualified(index.schema, index.name)} RENAME TO {quote(name)}")
+    return Words(f"ALTER INDEX {qualified(table[0], index.name)} RENAME TO {quote(name)}")
 
 
-def create_statistics(statistics: OwnStatistics, owner: str, user: str | None) -> Iterable[Element]:
-    """Create an object of extended statistics as it was, its owner's."""
+def create_statistics(statistics: OwnStatistics, user: str | None) -> Iterable[Element]:
+    """Create an object of extended statistics as it was."""
     yield Words(statistics.definition)
-    if owner != user:
-        name = qualified(statistics.schema, statistics.name)
-        yield Words(f"ALTER STATISTICS {name} OWNER TO {quote(owner)}")
+    name = qualified(statistics.schema, statistics.name)
+    if statistics.goal is not None:
+        yield Words(f"ALTER STATISTICS {name} SET STATISTICS {statistics.goal:d}")
+    if statistics.comment is not None:
+        yield Words(f"COMMENT ON STATISTICS {name} IS {quoted_text(statistics.comment)}")
+    if statistics.owner != user:
+        yield Words(f"ALTER STATISTICS {name} OWNER TO {quote(statistics.owner)}")
 
 
 def rename_statistics(statistics: Name, name: str) -> Element:
@@ -79,6 +83,16 @@ def create_like(origin: Name, goal: Name, key: str | None, belongings: Belonging
     return Words(text + (f" TABLESPACE {quote(belongings.tablespace)}" if belongings.tablespace else ""))
 
 
+def set_options(table: Name, options: Iterable[str]) -> Element:
+    """Set storage parameters."""
+    return Words(f"ALTER TABLE {qualified(*table)} SET ({_options(options)})")
+
+
+def drop_default(table: Name, column: str) -> Element:
+    """Give a column no default."""
+    return Words(f"ALTER TABLE {qualified(*table)} ALTER COLUMN {quote(column)} DROP DEFAULT")
+
+
 def set_owner(table: Name, owner: str) -> Element:
     """Give a table to a role."""
     return Words(f"ALTER TABLE {qualified(*table)} OWNER TO {quote(owner)}")
@@ -96,11 +110,17 @@ def settle(table: Name, goal: Name) -> Iterable[Element]:
     yield rename_table((goal[0], table[1]), goal[1])
 
 
-def lock_beside(table: Name) -> Element:
+def lock_beside(table: Name, only: bool = True) -> Element:
     """Keep VACUUM and other DDL away, and nobody who reads or writes. An autovacuum that is under way gives
     way to whoever waits for this longer than deadlock_timeout, which no ACCESS EXCLUSIVE lock may be asked
     for."""
-    return Words(f"LOCK TABLE ONLY {qualified(*table)} IN SHARE UPDATE EXCLUSIVE MODE")
+    what = f"{'ONLY ' if only else ''}{qualified(*table)}"
+    return Words(f"LOCK TABLE {what} IN SHARE UPDATE EXCLUSIVE MODE")
+
+
+def lock_referred(name: str) -> Element:
+    """Keep everybody out of a table that a foreign key refers to; its name is quoted."""
+    return Words(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
 
 
 def confirm_empty(parent: int, kept: int, name: str) -> Element:
@@ -174,19 +194,28 @@ def attach_until(parent: Name, child: Name, until: KeyValue, key_type: KeyType) 
 
 
 def constrain_by(table: Name, name: str, index: OwnIndex, built: str) -> Element:
-    """Make an index that stands the one behind a primary key, which gives it its name."""
-    text = (
-        f"ALTER TABLE {qualified(*table)} ADD CONSTRAINT {quote(name)} PRIMARY KEY USING INDEX {quote(built)}"
-    )
+    """Make an index that stands the one behind a constraint, which gives it its name."""
+    what = "UNIQUE" if index.kind == "u" else "PRIMARY KEY"
+    text = f"ALTER TABLE {qualified(*table)} ADD CONSTRAINT {quote(name)} {what} USING INDEX {quote(built)}"
     return Words(text + _deferral(index))
 
 
-def primary_key(index: OwnIndex, columns: Sequence[str]) -> str:
-    """Write a primary key over other columns than it had."""
-    text = f"PRIMARY KEY ({', '.join(str(quote(name)) for name in columns)})"
-    if index.included:
-        text += f" INCLUDE ({', '.join(str(quote(name)) for name in index.included)})"
-    return text + _deferral(index)
+def key_definition(index: OwnIndex, columns: Sequence[str] | None = None) -> str:
+    """Write a key as it was, or over other columns than it had.
+
+    PostgreSQL's own text of a constraint leaves its index's options out.
+    """
+    if columns is None:
+        text = (index.definition or "").removesuffix(_deferral(index))
+    else:
+        text = f"PRIMARY KEY ({', '.join(str(quote(name)) for name in columns)})"
+        if index.included:
+            text += f" INCLUDE ({', '.join(str(quote(name)) for name in index.included)})"
+    return text + _with(index.options) + _deferral(index)
+
+
+def _with(options: Sequence[str]) -> str:
+    return f" WITH ({_options(options)})" if options else ""
 
 
 def _deferral(index: OwnIndex) -> str:
@@ -195,21 +224,37 @@ def _deferral(index: OwnIndex) -> str:
     return " DEFERRABLE" + (" INITIALLY DEFERRED" if index.deferred else "")
 
 
-def create_index(table: Name, index: OwnIndex) -> Element:
-    """Create an index as another one is defined, under its name."""
+def create_index(table: Name, index: OwnIndex, name: str | None = None) -> Element:
+    """Create an index as another one is defined, under its name if no other is told."""
     unique = "UNIQUE " if index.unique else ""
-    return Words(f"CREATE {unique}INDEX {quote(index.name)} ON {qualified(*table)} {index.body}")
+    return Words(f"CREATE {unique}INDEX {quote(name or index.name)} ON {qualified(*table)} {index.body}")
+
+
+def drop_index(schema: str, name: str) -> Element:
+    """Drop an index, in a transaction."""
+    return Words(f"DROP INDEX {qualified(schema, name)}")
 
 
 def build_unique_index(
-    table: Name, name: str, columns: Sequence[str], included: Sequence[str] = ()
+    table: Name,
+    name: str,
+    columns: Sequence[str],
+    included: Sequence[str] = (),
+    options: Sequence[str] = (),
 ) -> Element:
     """CREATE UNIQUE INDEX CONCURRENTLY: readers and writers go on."""
     text = (
         f"CREATE UNIQUE INDEX CONCURRENTLY {quote(name)} ON {qualified(*table)}"
         f" ({', '.join(str(quote(column)) for column in columns)})"
     )
-    return Words(text + (f" INCLUDE ({', '.join(str(quote(c)) for c in included)})" if included else ""))
+    text += f" INCLUDE ({', '.join(str(quote(column)) for column in included)})" if included else ""
+    return Words(text + _with(options))
+
+
+def comment_on_column(table: Name, column: OwnColumn) -> Element:
+    """Comment on a column, or take its comment away."""
+    text = "NULL" if column.comment is None else quoted_text(column.comment)
+    return Words(f"COMMENT ON COLUMN {qualified(*table)}.{quote(column.name)} IS {text}")
 
 
 def comment_on_table(table: Name, text: str | None) -> Element:
@@ -255,9 +300,11 @@ def move_identity(origin: Name, goal: Name, column: OwnColumn) -> Element:
     sequence, name = qualified(*column.sequence), quote(column.name)
     return Words(
         do_block(
-            "DECLARE s pg_sequence; at bigint; called boolean; granted aclitem[]; own oid; g record;\nBEGIN\n"
+            "DECLARE s pg_sequence; at bigint; called boolean; granted aclitem[]; own oid; told text;\n"
+            "  g record;\nBEGIN\n"
             f"  SELECT * INTO s FROM pg_sequence WHERE seqrelid = {quoted_text(sequence)}::regclass;\n"
-            f"  SELECT c.relacl, c.relowner INTO granted, own FROM pg_class c WHERE c.oid = s.seqrelid;\n"
+            "  SELECT c.relacl, c.relowner, obj_description(c.oid, 'pg_class') INTO granted, own, told\n"
+            "    FROM pg_class c WHERE c.oid = s.seqrelid;\n"
             f"  SELECT last_value, is_called INTO at, called FROM {sequence};\n"
             f"  ALTER TABLE {qualified(*origin)} ALTER COLUMN {name} DROP IDENTITY;\n"
             f"  EXECUTE format('ALTER TABLE %s ALTER COLUMN %s ADD GENERATED {_IDENTITY[column.identity]}"
@@ -266,6 +313,13 @@ def move_identity(origin: Name, goal: Name, column: OwnColumn) -> Element:
             f"    {quoted_text(qualified(*goal))}, {quoted_text(name)}, {quoted_text(sequence)},\n"
             "    s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache);\n"
             f"  PERFORM setval({quoted_text(sequence)}, at, called);\n"
+            f"  EXECUTE format('COMMENT ON SEQUENCE %s IS %L', {quoted_text(sequence)}, told);\n"
+            "  FOR g IN SELECT DISTINCT a.grantee FROM pg_class c, aclexplode(c.relacl) a\n"
+            f"    WHERE c.oid = {quoted_text(sequence)}::regclass AND a.grantee <> c.relowner\n"
+            "  LOOP\n"
+            f"    EXECUTE format('REVOKE ALL ON SEQUENCE %s FROM %s', {quoted_text(sequence)},\n"
+            "      CASE g.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(g.grantee)) END);\n"
+            "  END LOOP;\n"
             "  FOR g IN SELECT a.grantee, a.privilege_type, a.is_grantable FROM aclexplode(granted) a\n"
             "    WHERE a.grantee <> own\n"
             "  LOOP\n"
@@ -356,6 +410,11 @@ def copy_privileges(origin: Name, goal: Name) -> Element:
             "  END LOOP;\n"
         )
     )
+
+
+def identify_by(table: Name, index: str) -> Element:
+    """Have subscribers tell rows by an index."""
+    return Words(f"ALTER TABLE {qualified(*table)} REPLICA IDENTITY USING INDEX {quote(index)}")
 
 
 def replica_identity(table: Name, belongings: Belongings) -> Iterable[Element]:

@@ -56,6 +56,10 @@ class Copying:
     columns: tuple[str, ...]
     compared: tuple[str, ...]
     identity: tuple[Identified, ...]
+    #: The origin itself, not its partitions.
+    only: bool = True
+    #: The copy has a unique index that the origin has not: what it refuses stays in the log.
+    is_stricter: bool = False
 
     @property
     def names(self) -> str:
@@ -86,6 +90,10 @@ class OfCopying(Element):
     @property
     def origin(self) -> str:
         return qualified(*self.copying.origin)
+
+    @property
+    def all_of_it(self) -> str:
+        return self.origin if not self.copying.only else f"ONLY {self.origin}"
 
     @property
     def goal(self) -> str:
@@ -299,7 +307,7 @@ class StopWriters(OfCopying):
     """Have nobody write to the origin until the transaction ends; reading goes on."""
 
     def sql(self) -> str:
-        return f"LOCK TABLE ONLY {self.origin} IN SHARE ROW EXCLUSIVE MODE"
+        return f"LOCK TABLE {self.all_of_it} IN SHARE ROW EXCLUSIVE MODE"
 
 
 @dataclass(eq=False)
@@ -332,17 +340,23 @@ class BeginAnew(OfCopying):
 @dataclass(eq=False)
 class CopyBlocks(OfCopying):
     """Copy the rows of some blocks, and note that. A row that is there already was changed since, and stays
-    as the log says. Touches no row where another run has gone on, or the origin is another file by now."""
+    as the log says. Touches no row where another run has gone on, or the origin is another file by now.
+
+    A copy that is stricter is brought to them by way of the log, which keeps what it refuses.
+    """
 
     begin: int
     end: int
 
     def sql(self) -> str:
+        where = f"WHERE ctid >= '({self.begin:d},0)' AND ctid < '({self.end:d},0)'"
+        into = f"INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
+        copied = f"{into} SELECT {self.copying.names} FROM ONLY {self.origin} {where} ON CONFLICT DO NOTHING"
+        if self.copying.is_stricter:
+            told = f"INSERT INTO {self.log} ({self.copying.told_by}) SELECT {self.copying.told_by}"
+            copied = f"{told} FROM ONLY {self.origin} {where}"
         return (
-            f"WITH copied AS (INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
-            f" SELECT {self.copying.names} FROM ONLY {self.origin}"
-            f" WHERE ctid >= '({self.begin:d},0)' AND ctid < '({self.end:d},0)' ON CONFLICT DO NOTHING"
-            f" RETURNING 1) UPDATE {self.state} SET next_block = {self.end:d},"
+            f"WITH copied AS ({copied} RETURNING 1) UPDATE {self.state} SET next_block = {self.end:d},"
             " rows = rows + (SELECT count(*) FROM copied)"
             f" WHERE source = {self.copying.origin_oid:d} AND next_block = {self.begin:d}"
             f" AND filenode = pg_relation_filenode({self.copying.origin_oid:d})"
@@ -383,16 +397,22 @@ class CopyChanged(OfEntries):
         return (
             f"INSERT INTO {self.goal} ({self.copying.names}) OVERRIDING SYSTEM VALUE"
             f" SELECT {selected} FROM (SELECT DISTINCT {self.copying.told_by} FROM {self.log}"
-            f" WHERE {self.entries}) AS l JOIN ONLY {self.origin} AS s ON {self.copying.same('s', 'l')}"
+            f" WHERE {self.entries}) AS l JOIN {self.all_of_it} AS s ON {self.copying.same('s', 'l')}"
             " ON CONFLICT DO NOTHING"
         )
 
 
 class ForgetEntries(OfEntries):
-    """Take the entries out of the log."""
+    """Take the entries out of the log; but for rows that a stricter copy has refused."""
 
     def sql(self) -> str:
-        return f"DELETE FROM {self.log} WHERE {self.entries}"
+        if not self.copying.is_stricter:
+            return f"DELETE FROM {self.log} WHERE {self.entries}"
+        return (
+            f"DELETE FROM {self.log} AS l WHERE {self.entries} AND (NOT EXISTS"
+            f" (SELECT FROM {self.all_of_it} AS s WHERE {self.copying.same('s', 'l')})"
+            f" OR EXISTS (SELECT FROM {self.goal} AS c WHERE {self.copying.same('c', 'l')}))"
+        )
 
 
 @dataclass(eq=False)

@@ -19,6 +19,14 @@ from alembic_partitions.periods import KeyType, KeyValue
 # sent. standard_conforming_strings is on since PostgreSQL 9.1.
 DIALECT = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
 DIALECT._backslash_escapes = False  # noqa: SLF001
+# Words that SQLAlchemy does not quote, and PostgreSQL takes for something else (manual, appendix C).
+DIALECT.identifier_preparer.reserved_words = DIALECT.identifier_preparer.reserved_words | {
+    "collation",
+    "concurrently",
+    "lateral",
+    "system_user",
+    "tablesample",
+}
 quote = DIALECT.identifier_preparer.quote
 
 

@@ -19,7 +19,7 @@ from .copying import WATCHING
 from .elements import Element, OfTable, bound_literal, do_block, qualified, quote, quoted_text
 from .removal import DropProof
 
-_CHANGED = "    RAISE EXCEPTION '%', {why} USING ERRCODE = 'object_not_in_prerequisite_state';\n  END IF;\n"
+CHANGED = "    RAISE EXCEPTION '%', {why} USING ERRCODE = 'object_not_in_prerequisite_state';\n  END IF;\n"
 
 
 def bound_of(lower: KeyValue | None, upper: KeyValue | None, key_type: KeyType) -> str:
@@ -27,6 +27,23 @@ def bound_of(lower: KeyValue | None, upper: KeyValue | None, key_type: KeyType) 
     first = "MINVALUE" if lower is None else bound_literal(lower, key_type)
     last = "MAXVALUE" if upper is None else bound_literal(upper, key_type, upper=True)
     return f"FOR VALUES FROM ({first}) TO ({last})"
+
+
+def shape_of(table: str) -> str:
+    """Digest what a copy must have like a table: columns, constraints, indexes."""
+    parent = f"to_regclass({quoted_text(table)})"
+    return (
+        "md5(concat_ws(E'\\n',\n"
+        "    (SELECT string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod),\n"
+        "       a.attnotnull, a.attgenerated, a.attcollation, a.attidentity), ',' ORDER BY a.attnum)\n"
+        f"     FROM pg_attribute a WHERE a.attrelid = {parent} AND a.attnum > 0\n"
+        "     AND NOT a.attisdropped),\n"
+        "    (SELECT string_agg(concat_ws(' ', k.conname, pg_get_constraintdef(k.oid)), ','\n"
+        f"       ORDER BY k.conname) FROM pg_constraint k WHERE k.conrelid = {parent}\n"
+        "     AND k.contype IN ('p', 'u', 'x', 'c', 'f')),\n"
+        "    (SELECT string_agg(pg_get_indexdef(x.indexrelid), ',' ORDER BY x.indexrelid)\n"
+        f"     FROM pg_index x WHERE x.indrelid = {parent})))"
+    )
 
 
 @dataclass(eq=False)
@@ -55,27 +72,15 @@ class OfSplit(Element):
     @property
     def shape(self) -> str:
         """The digest of what a window must have like the table: columns, constraints, indexes."""
-        parent = f"to_regclass({quoted_text(self.parent)})"
-        return (
-            "md5(concat_ws(E'\\n',\n"
-            "    (SELECT string_agg(concat_ws(' ', a.attname, format_type(a.atttypid, a.atttypmod),\n"
-            "       a.attnotnull, a.attgenerated, a.attcollation, a.attidentity), ',' ORDER BY a.attnum)\n"
-            f"     FROM pg_attribute a WHERE a.attrelid = {parent} AND a.attnum > 0\n"
-            "     AND NOT a.attisdropped),\n"
-            "    (SELECT string_agg(concat_ws(' ', k.conname, pg_get_constraintdef(k.oid)), ','\n"
-            f"       ORDER BY k.conname) FROM pg_constraint k WHERE k.conrelid = {parent}\n"
-            "     AND k.contype IN ('p', 'u', 'x', 'c', 'f')),\n"
-            "    (SELECT string_agg(pg_get_indexdef(x.indexrelid), ',' ORDER BY x.indexrelid)\n"
-            f"     FROM pg_index x WHERE x.indrelid = {parent})))"
-        )
+        return shape_of(self.parent)
 
 
-_PLAIN = (
+PLAIN_NAMES = (
     "  PERFORM set_config('TimeZone', 'UTC', true), set_config('DateStyle', 'ISO, YMD', true);\n"
     "  path := current_setting('search_path');\n"
     "  PERFORM set_config('search_path', 'pg_catalog', true);\n"
 )
-_AS_BEFORE = "  PERFORM set_config('search_path', path, true);\n"
+NAMES_AS_BEFORE = "  PERFORM set_config('search_path', path, true);\n"
 
 
 class CreateStaging(OfSplit):
@@ -101,8 +106,8 @@ class MarkStaging(OfSplit):
             "state": split.state,
         }
         return do_block(
-            f"DECLARE path text; told jsonb := {quoted_text(json.dumps(told))};\nBEGIN\n{_PLAIN}"
-            f"  told := told || jsonb_build_object('shape', {self.shape});\n{_AS_BEFORE}"
+            f"DECLARE path text; told jsonb := {quoted_text(json.dumps(told))};\nBEGIN\n{PLAIN_NAMES}"
+            f"  told := told || jsonb_build_object('shape', {self.shape});\n{NAMES_AS_BEFORE}"
             f"  EXECUTE format('COMMENT ON TABLE %s IS %L', {quoted_text(self.staging)},\n"
             f"    {quoted_text(SPLITTING_MARK)} || told::text);\n"
         )
@@ -181,31 +186,31 @@ class ConfirmSplit(OfSplit):
         oid = split.source.oid
         mark = f"obj_description(to_regclass({quoted_text(self.staging)}), 'pg_class')"
         body = (
-            f"DECLARE path text; told jsonb;\nBEGIN\n{_PLAIN}"
+            f"DECLARE path text; told jsonb;\nBEGIN\n{PLAIN_NAMES}"
             f"  told := substr({mark}, {len(SPLITTING_MARK) + 1:d})::jsonb;\n"
             "  IF NOT EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid\n"
             f"      WHERE c.oid = to_regclass({quoted_text(self.source)}) AND c.oid = {oid:d}\n"
             f"      AND i.inhparent = to_regclass({quoted_text(self.parent)})\n"
             f"      AND i.inhparent = {split.table.oid or 0:d} AND NOT i.inhdetachpending\n"
             f"      AND pg_get_expr(c.relpartbound, 0) = {quoted_text(split.source.bound)})\n"
-            "  THEN\n" + _CHANGED.format(why=quoted_text("the partition is not what it was"))
+            "  THEN\n" + CHANGED.format(why=quoted_text("the partition is not what it was"))
         )
         if self.begun:
             body += (
                 f"  IF told ->> 'shape' IS DISTINCT FROM {self.shape} THEN\n"
-                + _CHANGED.format(why=quoted_text("the table was altered"))
+                + CHANGED.format(why=quoted_text("the table was altered"))
                 + f"  IF (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = {oid:d}\n"
                 f"      AND t.tgenabled = 'A' AND starts_with(t.tgname, {quoted_text(WATCHING)})) <> 2 THEN\n"
-                + _CHANGED.format(why=quoted_text("its triggers of the split were disabled or dropped"))
+                + CHANGED.format(why=quoted_text("its triggers of the split were disabled or dropped"))
             )
         if self.complete:
             body += (
                 f"  IF EXISTS (SELECT FROM {log}) OR NOT EXISTS (SELECT FROM {state} s\n"
                 f"      WHERE s.source = {oid:d} AND s.next_block >= s.end_block\n"
                 "      AND s.filenode = pg_relation_filenode(s.source)) THEN\n"
-                + _CHANGED.format(why=quoted_text("the copy is not complete"))
+                + CHANGED.format(why=quoted_text("the copy is not complete"))
             )
-        return do_block(body + _AS_BEFORE)
+        return do_block(body + NAMES_AS_BEFORE)
 
 
 class MarkSplit(OfSplit):

@@ -15,6 +15,7 @@ from .copying import (
 from .copying import (
     Copier,
     Pace,
+    Told,
 )
 from .creating import (
     create_partition,
@@ -40,6 +41,32 @@ from .mending import (
     mend_batches,
     mend_child,
 )
+from .merge_swap import (
+    MERGE_PATIENCE,
+    LeafCopier,
+    MergeCopier,
+    Unsettled,
+    compare_merged,
+    is_settled,
+    swap_merged,
+)
+from .merging import (
+    abort_merge_step,
+    copying_of_leaf,
+    drop_aside_batch,
+    foreign_key_steps,
+    merge_steps,
+    prepare_step,
+    settle_batch,
+    swap_step,
+    verified_batch,
+)
+from .merging import (
+    confirm_batch as confirm_merge_batch,
+)
+from .merging import (
+    copying_of as copying_of_merge,
+)
 from .proving import (
     Proof,
     proof_script,
@@ -51,6 +78,7 @@ from .removing import (
     restore,
 )
 from .reverting import (
+    key_index_steps,
     reversal_steps,
 )
 from .scripts import (
@@ -89,40 +117,56 @@ from .tending import (
 )
 
 __all__ = [
+    "MERGE_PATIENCE",
     "SPLIT_PATIENCE",
     "Batch",
     "Changed",
     "Copier",
+    "LeafCopier",
+    "MergeCopier",
     "Pace",
     "Proof",
     "SplitStep",
     "Statement",
     "Step",
+    "Told",
+    "Unsettled",
     "abort_batches",
+    "abort_merge_step",
     "abort_steps",
     "analyze_batch",
     "apply",
     "check_folder",
     "clean_batch",
     "compare",
+    "compare_merged",
     "confirm_batch",
+    "confirm_merge_batch",
     "conversion_steps",
     "copying_of",
+    "copying_of_leaf",
+    "copying_of_merge",
     "create_partition",
     "detach",
     "drain",
     "drain_script",
+    "drop_aside_batch",
     "drop_exported",
     "drop_index",
     "drop_old_batch",
     "export",
+    "foreign_key_steps",
     "insist",
+    "is_settled",
     "key_batches",
+    "key_index_steps",
     "mend_batches",
     "mend_child",
+    "merge_steps",
     "our_tables",
     "place_index",
     "prepare_batches",
+    "prepare_step",
     "promote",
     "proof_script",
     "prove",
@@ -133,13 +177,17 @@ __all__ = [
     "reversal_steps",
     "run_step",
     "script",
+    "settle_batch",
     "split_steps",
     "swap",
+    "swap_merged",
+    "swap_step",
     "table_to_be",
     "tend",
     "took_too_long",
     "transaction",
     "tried_index",
     "vacuum_batch",
+    "verified_batch",
     "wait_for_older",
 ]

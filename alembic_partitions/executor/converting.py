@@ -34,8 +34,12 @@ from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, alone, app
 PATIENCE = 60.0
 #: Longest wait for a lock that nobody who reads or writes waits behind.
 BESIDE_TIMEOUT_MS = 5_000
-#: CONCURRENTLY waits for transactions that began before it, this long for each.
-CONCURRENT_LOCK_TIMEOUT_MS = 60_000
+#: CONCURRENTLY waits for transactions that began before it, this long for each; nobody waits behind it, and
+#: what has been built by then would be lost.
+CONCURRENT_LOCK_TIMEOUT_MS = 6 * 3_600_000
+
+
+_NOT_UNIQUE = "23505"
 
 
 class Changed(Exception):
@@ -112,7 +116,10 @@ def run_step(connection: Connection, tables: Sequence[Belongings], step: Step) -
             if sqlstate(error) in TRY_AGAIN:
                 told = reason(error) + _holders(connection, tables[0].oid)
                 raise LockNotAvailable(table=table, reason=told) from error
-            raise WorkFailed(table=table, what=what, reason=reason(error)) from error
+            told = reason(error)
+            if sqlstate(error) == _NOT_UNIQUE:
+                told += ": several rows bear the same; to keep the key that is there say --primary-key"
+            raise WorkFailed(table=table, what=what, reason=told) from error
         return
     insist(
         lambda: _attempt(connection, tables, step.batch),
@@ -128,12 +135,13 @@ def _attempt(connection: Connection, tables: Sequence[Belongings], batch: Batch)
     with connection.begin():
         for statement in batch.statements:
             send(connection, statement)
-            if isinstance(statement, Locked) and not _as_planned(connection, tables):
+            if isinstance(statement, Locked) and not as_planned(connection, tables):
                 raise Changed
     return 0
 
 
-def _as_planned(connection: Connection, tables: Sequence[Belongings]) -> bool:
+def as_planned(connection: Connection, tables: Sequence[Belongings]) -> bool:
+    """Tell whether tables are what they were; in a transaction, under ``ddl.PlainNames``."""
     return all(catalog.read_belongings(connection, t.schema, t.name) == t for t in tables)
 
 
@@ -159,6 +167,15 @@ def exclusively(tables: Sequence[carrying.Name], *elements: ddl.Element | Statem
     )
 
 
+def referred_first(table: Belongings) -> list[Statement]:
+    """Return the locks on tables that a foreign key refers to. ATTACH and DROP take them later; but then
+    whoever has written there and comes to write here would be in our way, and we in theirs."""
+    return [
+        Statement(carrying.lock_referred(name).sql(), f"ACCESS EXCLUSIVE on {name} (foreign key)")
+        for name in dict.fromkeys(key.refers_to for key in table.foreign_keys)
+    ]
+
+
 class Locked(Statement):
     """The lock after which nothing can change any more."""
 
@@ -168,7 +185,7 @@ def _indexed(conversion: Conversion) -> Batch:
     assert conversion.key_index is not None
     assert before is not None
     element = carrying.build_unique_index(
-        conversion.goal, conversion.key_index, conversion.primary_key, before.included
+        conversion.goal, conversion.key_index, conversion.primary_key, before.included, before.options
     )
     locks = f"SHARE UPDATE EXCLUSIVE on {table}, beside readers and writers; waits for older transactions"
     return alone(Statement(element.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
@@ -219,6 +236,7 @@ def swap(
     return exclusively(
         [goal],
         ddl.PlainNames(),
+        *referred_first(table),
         Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table}, until the end of this transaction"),
         *_stepped_aside(conversion),
         *_parent(conversion, user),
@@ -255,6 +273,8 @@ def _stepped_aside(conversion: Conversion) -> Iterator[ddl.Element]:
         if index.kind == "p" and conversion.key_index is not None:
             yield carrying.drop_constraint(origin, index.name)
             yield carrying.constrain_by(origin, renamed[index.name], index, conversion.key_index)
+            if table.replica_identity == "i" and table.replica_index == index.name:
+                yield carrying.identify_by(origin, renamed[index.name])
         else:
             yield carrying.rename_index(origin, index, renamed[index.name])
     for statistics in table.statistics:
@@ -274,13 +294,13 @@ def _parent(conversion: Conversion, user: str | None) -> Iterator[ddl.Element]:
             continue
         if index.kind == "p" and conversion.primary_key:
             columns = conversion.primary_key
-            yield carrying.add_constraint(goal, index.name, carrying.primary_key(index, columns))
+            yield carrying.add_constraint(goal, index.name, carrying.key_definition(index, columns))
         elif index.kind is not None:
-            yield carrying.add_constraint(goal, index.name, index.definition or "")
+            yield carrying.add_constraint(goal, index.name, carrying.key_definition(index))
         else:
             yield carrying.create_index(goal, index)
     for statistics in table.statistics:
-        yield from carrying.create_statistics(statistics, table.owner, user)
+        yield from carrying.create_statistics(statistics, user)
     yield from carrying.replica_identity(goal, table)
 
 
@@ -289,7 +309,7 @@ def _taken_over(conversion: Conversion) -> Iterator[ddl.Element | Statement]:
     table, goal, origin = conversion.table, conversion.goal, conversion.origin
     for column in table.identities:
         yield carrying.move_identity(origin, goal, column)
-    for name, sequence in table.sequences.items():
+    for name, sequence in table.sequences:
         yield carrying.own_sequence(sequence, goal, name)
     for key in table.foreign_keys:
         locks = f"SHARE ROW EXCLUSIVE on {key.refers_to} (foreign key)"

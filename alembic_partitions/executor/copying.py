@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
-from alembic_partitions.errors import SplitFailed, WorkFailed
+from alembic_partitions.errors import PartitionError, SplitFailed, WorkFailed
 from alembic_partitions.sessions import pause
 
 from .statements import LOCK_TIMEOUT_MS, Batch, Statement, insist, send, transaction
@@ -38,6 +38,8 @@ CHANGED = "55000"
 #: Entries that may be left for a transaction that writers wait for, and how long its statements may take.
 FEW = 500
 STEP_TIMEOUT_MS = 5_000
+#: How much longer than one lock it may take to lock a table with all its partitions.
+MOST_WAITS = 3
 # Entries that one transaction works off: at least, and where writers are fast. It does not rest in between.
 _ENTRIES, _MOST_ENTRIES = 2_000, 50_000
 # Seconds after which writers are faster than the catching up if less has not been left in between.
@@ -119,8 +121,10 @@ def step_batch(copying: ddl.Copying, wait_ms: int) -> Batch:
         ddl.StopWriters(copying).sql(), f"SHARE ROW EXCLUSIVE on {'.'.join(copying.origin)}, for a moment"
     )
     bound = ddl.SetStatementTimeout(STEP_TIMEOUT_MS)
+    # Of many partitions each would be waited for so long, while writers of the others wait.
+    in_all = [] if copying.only else [ddl.SetStatementTimeout(MOST_WAITS * wait_ms)]
     last = ddl.SetWatcher(copying, in_step=True)
-    return transaction(ddl.Steady(by_index=True), bound, stop, last, lock_timeout_ms=wait_ms)
+    return transaction(ddl.Steady(by_index=True), *in_all, stop, bound, last, lock_timeout_ms=wait_ms)
 
 
 @dataclass
@@ -163,7 +167,7 @@ class Copier:
         """
         now = self.progress()
         if not now.is_same_file:
-            self._begin_anew()
+            self.begin_anew()
             now = self.progress()
         size = first_blocks(self.pace.batch, rows, now.end_block)
         while not now.is_copied:
@@ -171,7 +175,7 @@ class Copier:
             self._copy_blocks(now.next_block, min(now.next_block + size, now.end_block))
             now = self.progress()
             if not now.is_same_file:
-                self._begin_anew()
+                self.begin_anew()
                 now = self.progress()
             else:
                 # What the estimate did not know, the last batch has shown.
@@ -193,7 +197,8 @@ class Copier:
 
         self.insist(attempt)
 
-    def _begin_anew(self) -> None:
+    def begin_anew(self) -> None:
+        """Begin with the first block: the origin is another file by now."""
         copying = self.copying
         anew = transaction(ddl.Steady(), ddl.ShareOrigin(copying), ddl.BeginAnew(copying))
         self.send(anew)
@@ -245,6 +250,11 @@ class Copier:
                     raise
                 pause(self.connection, 0.05)
         return self.insist(attempt)
+
+    def all_changes(self) -> None:
+        """Bring the copy up to one snapshot, whatever is written meanwhile."""
+        while self.changes(_MOST_ENTRIES) >= _MOST_ENTRIES:
+            pass
 
     def keep_in_step(self) -> None:
         """Have writers change the copy themselves from now on; what the log still names is caught up with
@@ -301,7 +311,8 @@ class Copier:
         if self.pace.rest:
             pause(self.connection, self.pace.rest)
 
-    def failed(self, problem: str, remedy: str) -> SplitFailed:
+    def failed(self, problem: str, remedy: str) -> PartitionError:
+        """Return the error that says why it cannot go on."""
         return SplitFailed(table=self.table, problem=problem, remedy=remedy)
 
 

@@ -11,7 +11,7 @@ from alembic_partitions import ddl
 from alembic_partitions.ddl import carrying
 from alembic_partitions.plan import Belongings, Reversal
 
-from .converting import CONCURRENT_LOCK_TIMEOUT_MS, Locked, Step, drop_index, exclusively
+from .converting import CONCURRENT_LOCK_TIMEOUT_MS, Locked, Step, drop_index, exclusively, referred_first
 from .statements import Batch, Statement, alone
 
 
@@ -21,22 +21,27 @@ def reversal_steps(reversal: Reversal, forgotten: ClauseElement | None, user: st
     :param forgotten: what deletes the policy, where there is one.
     :param user: the role that runs it.
     """
-    steps = []
+    swap = Step(f"the swap: {reversal.heir} becomes {reversal.table}", _swap(reversal, forgotten, user))
+    return [*key_index_steps(reversal), swap]
+
+
+def key_index_steps(reversal: Reversal) -> Iterator[Step]:
+    """Yield what builds the unique index for the primary key to be, if one has to be built."""
     if reversal.key_index is not None and reversal.index_is_broken:
         dropped = drop_index(reversal.heir, reversal.key_index)
-        steps.append(Step("drop what is left of a unique index that was cut off", dropped))
+        yield Step("drop what is left of a unique index that was cut off", dropped)
     if reversal.key_index is not None and not reversal.has_index:
         columns = ", ".join(reversal.primary_key)
-        steps.append(Step(f"a unique index for the primary key ({columns}) to be", _indexed(reversal)))
-    return [
-        *steps,
-        Step(f"the swap: {reversal.heir} becomes {reversal.table}", _swap(reversal, forgotten, user)),
-    ]
+        yield Step(f"a unique index for the primary key ({columns}) to be", _indexed(reversal))
 
 
 def _indexed(reversal: Reversal) -> Batch:
     assert reversal.key_index is not None
-    index = carrying.build_unique_index(reversal.partition, reversal.key_index, reversal.primary_key)
+    before = reversal.table.primary_key
+    assert before is not None
+    index = carrying.build_unique_index(
+        reversal.partition, reversal.key_index, reversal.primary_key, before.included, before.options
+    )
     locks = f"SHARE UPDATE EXCLUSIVE on {reversal.heir}, beside readers and writers"
     return alone(Statement(index.sql(), locks), lock_timeout_ms=CONCURRENT_LOCK_TIMEOUT_MS)
 
@@ -50,11 +55,13 @@ def _swap(reversal: Reversal, forgotten: ClauseElement | None, user: str | None)
     return exclusively(
         [goal, reversal.partition],
         ddl.PlainNames(),
+        *referred_first(table),
         Locked(lock.sql(), f"ACCESS EXCLUSIVE on {table} and its partitions, until this transaction ends"),
         carrying.confirm_empty(table.oid, reversal.heir.oid, str(table)),
         Statement(detach.sql(), keys),
         carrying.rename_table(goal, reversal.aside),
         *carrying.settle(reversal.partition, goal),
+        *_alike(reversal, user),
         *hang(table, origin, goal),
         Statement(drop.sql(), keys),
         *_named(reversal),
@@ -64,11 +71,26 @@ def _swap(reversal: Reversal, forgotten: ClauseElement | None, user: str | None)
     )
 
 
+def _alike(reversal: Reversal, user: str | None) -> Iterator[ddl.Element]:
+    """What was changed of the table alone since the heir was its partition."""
+    table, heir, goal = reversal.table, reversal.heir, reversal.goal
+    if heir.owner != table.owner or table.owner != user:
+        yield carrying.set_owner(goal, table.owner)
+    own = {column.name: column for column in heir.columns}
+    changed = [c for c in table.columns if c.name in own and c.options != own[c.name].options]
+    yield from carrying.columns(goal, changed)
+    for column in table.columns:
+        if column.name in own and column.comment != own[column.name].comment:
+            yield carrying.comment_on_column(goal, column)
+    for policy in heir.policies:
+        yield carrying.drop_policy(goal, policy)
+
+
 def hang(table: Belongings, origin: carrying.Name, goal: carrying.Name) -> Iterator[ddl.Element | Statement]:
     """Hang on ``goal``, which bears the table's name by now, what would go with ``origin`` otherwise."""
     for column in table.identities:
         yield carrying.move_identity(origin, goal, column)
-    for name, sequence in table.sequences.items():
+    for name, sequence in table.sequences:
         yield carrying.own_sequence(sequence, goal, name)
     for view in table.views:
         yield Statement(carrying.redefine_view(view).sql(), f"ACCESS EXCLUSIVE on {view.schema}.{view.name}")
@@ -81,7 +103,7 @@ def hang(table: Belongings, origin: carrying.Name, goal: carrying.Name) -> Itera
 def dress(table: Belongings, goal: carrying.Name, user: str | None) -> Iterator[ddl.Element]:
     """Give ``goal`` what goes by the table's name alone, once nothing else bears these names."""
     for statistics in table.statistics:
-        yield from carrying.create_statistics(statistics, table.owner, user)
+        yield from carrying.create_statistics(statistics, user)
     for trigger in table.triggers:
         yield from carrying.create_trigger(goal, trigger)
     for policy in table.policies:
@@ -95,8 +117,10 @@ def dress(table: Belongings, goal: carrying.Name, user: str | None) -> Iterator[
 def _named(reversal: Reversal) -> Iterator[ddl.Element]:
     """The heir's indexes take the names of the table's, its statistics give way to the table's."""
     goal = reversal.goal
+    twins = {statistics.covers for statistics in reversal.table.statistics}
     for statistics in reversal.heir.statistics:
-        yield carrying.drop_statistics((statistics.schema, statistics.name))
+        if statistics.covers in twins:
+            yield carrying.drop_statistics((statistics.schema, statistics.name))
     for index in reversal.heir.indexes:
         if index.parent is None:
             continue

@@ -35,8 +35,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5  # seconds
 # Between tries of the swap, and how long each of them waits at least for a lock.
 _PAUSES, _LEAST_WAIT_MS = (0.02, 0.1), 5
 _NOT_PERMITTED = "42501"
-# Blocks that are read at a time.
-_CHUNK = 1 << 14
+#: Blocks that are read at a time.
+CHUNK = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +86,21 @@ def _compared(copier: Copier, split: Split, told: Told, found: list[Digest]) -> 
         now = catalog.read_progress(connection, *copying.state, copying.origin_oid)
         if now is None or not now.is_copied:
             return 0
-        chunks = list(range(0, max(now.end_block, 1), _CHUNK))
+        chunks = list(range(0, max(now.end_block, 1), CHUNK))
         total = len(chunks) + len(pieces)
         for number, begin in enumerate(chunks, start=1):
-            end = begin + _CHUNK if begin != chunks[-1] else None
-            before += _digest(connection, ddl.DigestBlocks(copying, begin, end))
+            end = begin + CHUNK if begin != chunks[-1] else None
+            before += digest(connection, ddl.DigestBlocks(copying, begin, end))
             told(number, total)
         for number, piece in enumerate(pieces, start=len(chunks) + 1):
-            after += _digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
+            after += digest(connection, ddl.DigestTable(copying, (split.schema, piece.name)))
             told(number, total)
     found[:] = [before, after]
     return 0
 
 
-def _digest(connection: Connection, element: ddl.Element) -> Digest:
+def digest(connection: Connection, element: ddl.Element) -> Digest:
+    """Send what counts rows and adds them up."""
     rows, checksum = connection.exec_driver_sql(
         element.sql(), execution_options={"no_parameters": True}
     ).one()

@@ -19,6 +19,7 @@ from alembic_partitions.executor import Pace, SplitStep
 from alembic_partitions.executor.statements import insist, remark
 from alembic_partitions.locks import one_conversion, one_run
 from alembic_partitions.plan import (
+    Belongings,
     Finding,
     ManagedTable,
     Partition,
@@ -204,6 +205,11 @@ def _planned(connection: Connection, managed: ManagedTable, partition: str | Non
         catalog.see_all_rows(connection)
         marked = catalog.bounds_as_printed(connection, managed)
         source = dataclasses.replace(source, bound=marked[source.oid])
+        owner = managed.traits.owner or ""
+        if catalog.read_merging(
+            connection, Belongings(managed.oid or 0, managed.schema, managed.name, owner)
+        ):
+            raise _refused(managed, "it is just being made plain", "Let unpartition end, or --abort it")
         default = next((p for p in managed.partitions if p.is_default), None)
         if default is not None and catalog.has_rows(connection, default.schema, default.name):
             told = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Name = tuple[str, str]
@@ -23,6 +22,7 @@ class OwnColumn:
     statistics: int | None = None
     #: ``ALTER COLUMN ... SET (...)``, such as ``n_distinct=-0.5``.
     options: tuple[str, ...] = ()
+    comment: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class OwnIndex:
     #: The comment of the constraint.
     told: str | None = None
     tablespace: str | None = None
+    #: An EXCLUDE constraint, or a key WITHOUT OVERLAPS.
+    exclusion: bool = False
+    options: tuple[str, ...] = ()
     #: The index of the partitioned table that it belongs to.
     parent: str | None = None
 
@@ -108,6 +111,14 @@ class OwnStatistics:
     schema: str
     name: str
     definition: str
+    owner: str
+    comment: str | None = None
+    goal: int | None = None
+
+    @property
+    def covers(self) -> str:
+        """What it is about, without its name."""
+        return self.definition.partition(f"{self.name} ")[2].rpartition(" FROM ")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,14 +177,18 @@ class Belongings:
     triggers: tuple[OwnTrigger, ...] = ()
     policies: tuple[OwnPolicy, ...] = ()
     statistics: tuple[OwnStatistics, ...] = ()
-    #: Sequences that go with a column, as of ``serial``: by column.
-    sequences: Mapping[str, Name] = field(default_factory=dict)
+    #: Sequences that go with a column, as of ``serial``.
+    sequences: tuple[tuple[str, Name], ...] = ()
     publications: tuple[Publication, ...] = ()
     views: tuple[Reader, ...] = ()
     #: Foreign keys of others that refer to it.
     incoming: tuple[str, ...] = ()
     #: What depends on it and cannot be pointed to another table, in PostgreSQL's words.
     bound: tuple[str, ...] = ()
+    #: What this role lacks to put another table in its place.
+    lacking: tuple[str, ...] = ()
+    #: A subscription writes to it.
+    is_subscribed: bool = False
     #: Pages, and rows as last estimated.
     pages: int = field(default=0, compare=False)
     rows: float = field(default=0.0, compare=False)
@@ -198,6 +213,16 @@ class Belongings:
     def check(self, name: str) -> OwnCheck | None:
         """Return the CHECK constraint of that name."""
         return next((check for check in self.checks if check.name == name), None)
+
+    def is_indexed_by(self, key: str) -> bool:
+        """Tell whether a valid index over all rows begins with a column."""
+        return any(
+            index.valid
+            and index.columns[:1] == (key,)
+            and " WHERE " not in index.body
+            and "btree" in index.body
+            for index in self.indexes
+        )
 
     def index(self, name: str) -> OwnIndex | None:
         """Return the index of that name."""

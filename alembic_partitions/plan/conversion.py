@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
 from alembic_partitions.errors import ConversionRefused, WindowRangeError
-from alembic_partitions.naming import fits, partition_name
+from alembic_partitions.naming import Names, partition_name
 from alembic_partitions.periods import Grid, KeyType, KeyValue, Window, iso_time
 from alembic_partitions.policy import PartitionPolicy
 
@@ -163,6 +163,9 @@ def first_window(
         window = grid.at(grid.key_of(asked))
     except WindowRangeError as error:
         raise ConversionRefused(table=str(table), problems=str(error)) from error
+    except (ValueError, TypeError) as error:
+        told = f"until {asked!r} is no moment: give a date, a time, or either as ISO 8601 text"
+        raise ConversionRefused(table=str(table), problems=told) from error
     if window.begin <= latest:
         what = "its newest row" if ends.newest == latest else "now"
         raise ConversionRefused(
@@ -199,11 +202,11 @@ def plan_conversion(
     """
     wanted = key_index_of(table, policy)
     suffix = f"until_{window.suffix}"
-    used = _Used(taken)
-    first = used.name(table.name, suffix)
+    used = Names(taken)
+    first = used.new(table.name, suffix)
     names = [index.name for index in table.indexes if wanted is None or index.name != wanted[0]]
     names += [statistics.name for statistics in table.statistics]
-    renamed = tuple((name, used.name(name, suffix)) for name in names)
+    renamed = tuple((name, used.new(name, suffix)) for name in names)
     check = table.check(UNTIL_CHECK)
     is_checked = check is not None and begun(table) == (window.begin.isoformat(), policy.key)
     built = table.index(wanted[0]) if wanted else None
@@ -251,22 +254,6 @@ def _notes(table: Belongings, policy: PartitionPolicy) -> Iterator[str]:
                 f"index {index.name} stays in tablespace {index.tablespace}; new partitions' go to the usual"
                 " one"
             )
-
-
-class _Used:
-    """Names taken by others, and by us so far."""
-
-    def __init__(self, taken: Container[str]) -> None:
-        self._taken, self._ours = taken, set[str]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._ours or name in self._taken
-
-    def name(self, base: str, suffix: str) -> str:
-        name = partition_name(base, suffix, self)
-        assert fits(name)
-        self._ours.add(name)
-        return name
 
 
 def names_of_conversion(conversion: Conversion) -> Sequence[str]:

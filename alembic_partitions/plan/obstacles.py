@@ -13,7 +13,7 @@ from alembic_partitions.periods import Grid, Period
 from alembic_partitions.policy import PartitionPolicy
 
 from .belongings import Belongings
-from .conversion import UNTIL_CHECK, Ends, key_index_of
+from .conversion import UNTIL_CHECK, Ends, begun, key_index_of
 from .horizon import key_near
 
 _KINDS = {
@@ -95,8 +95,9 @@ def _indexes(table: Belongings, policy: PartitionPolicy) -> Iterator[str]:
             yield f"index {index.name!r} bears the name of the one that is to be built: rename it"
         if not ours and not index.valid:
             yield f"index {index.name!r} is not valid: REINDEX INDEX CONCURRENTLY, or drop it"
-        if index.kind == "x":
-            yield f"exclusion constraint {index.name!r} would hold within each partition alone: drop it"
+        if index.exclusion:
+            what = "exclusion constraint" if index.kind == "x" else "key WITHOUT OVERLAPS"
+            yield f"{what} {index.name!r} would hold within each partition alone: drop it"
         elif index.unique and index.kind != "p" and policy.key not in index.columns:
             what = "unique constraint" if index.kind == "u" else "unique index"
             yield (
@@ -113,15 +114,31 @@ def _constraints(table: Belongings) -> Iterator[str]:
         )
     for key in table.foreign_keys:
         if not key.validated:
-            yield f"foreign key {key.name!r} is NOT VALID: VALIDATE CONSTRAINT, or drop it"
+            yield f"foreign key {key.name!r} is {_unproven(key.definition)}, or drop it"
     for check in table.checks:
-        if not check.validated and check.name != UNTIL_CHECK:
-            yield f"CHECK {check.name!r} is NOT VALID: VALIDATE CONSTRAINT, or drop it"
+        if check.name == UNTIL_CHECK:
+            if begun(table) is None:
+                yield f"CHECK {check.name!r} bears the name of the one that is to be added: rename it"
+        elif not check.validated:
+            yield f"constraint {check.name!r} is {_unproven(check.definition)}, or drop it"
         if not check.inherited:
             yield f"CHECK {check.name!r} is NO INHERIT, which no partitioned table can have: add it without"
 
 
+def _unproven(definition: str) -> str:
+    if definition.endswith("NOT ENFORCED"):
+        return "NOT ENFORCED: ALTER CONSTRAINT ... ENFORCED"
+    return "NOT VALID: VALIDATE CONSTRAINT"
+
+
 def _others(table: Belongings) -> Iterator[str]:
+    for lacking in table.lacking:
+        yield f"this role lacks {lacking}: grant it, or convert as another role"
+    if table.is_subscribed:
+        yield (
+            "a subscription writes to it, and would go on with its first partition alone: convert it before"
+            " it is subscribed to"
+        )
     for trigger in table.triggers:
         if trigger.for_each_row and trigger.transition_tables:
             yield (

@@ -23,6 +23,8 @@ class Part:
     name: str
     kind: str
     mark: str | None
+    #: Views that read it by its own name.
+    readers: str | None
     has_rows: bool
 
     def __str__(self) -> str:
@@ -74,12 +76,20 @@ def told_of_conversion(mark: str | None) -> dict[str, list[str]]:
         return {}
 
 
-def refuse_reversal(table: Belongings, children: Sequence[Part]) -> None:
+def refuse_reversal(
+    table: Belongings, children: Sequence[Part], is_splitting: bool = False, is_draining: bool = False
+) -> None:
     """Refuse to make a table plain that would lose something.
 
+    :param is_splitting: one of its partitions is just being split.
+    :param is_draining: rows of its DEFAULT partition are gathered beside it.
     :raises ConversionRefused: it would, or it is not partitioned.
     """
     problems = list(_problems(table, children))
+    if is_splitting:
+        problems.append("a partition of it is being split: let that come to its end, or --abort it")
+    if is_draining:
+        problems.append("rows of its DEFAULT partition are gathered beside it: run repair first")
     if problems:
         raise ConversionRefused(table=str(table), problems="; ".join(problems))
 
@@ -96,8 +106,14 @@ def _problems(table: Belongings, children: Sequence[Part]) -> Iterator[str]:
         if child.kind != "r":
             what = {"p": "partitioned itself", "f": "a foreign table"}.get(child.kind, "no plain table")
             yield f"partition {child} is {what}: DETACH it first"
+        if child.readers:
+            yield f"view {child.readers} reads partition {child}: drop it, or have it read {table}"
     for told in table.incoming:
         yield f"foreign key {told} refers to it: drop it, and add it again afterwards"
+    for lacking in table.lacking:
+        yield f"this role lacks {lacking}: grant it, or undo as another role"
+    if table.is_subscribed:
+        yield "a subscription writes to it, and would go on with what it was: drop that first"
     if table.has_rules:
         yield "it has rewrite rules, which would not follow: replace them by triggers"
     for told in table.bound:
@@ -114,14 +130,19 @@ def heir_of(children: Sequence[Part]) -> Part | None:
 
 
 def plan_reversal(
-    table: Belongings, heir: Belongings, primary_key: Sequence[str] | None, aside: str
+    table: Belongings,
+    heir: Belongings,
+    primary_key: Sequence[str] | None,
+    aside: str,
+    converted: str | None,
 ) -> Reversal:
     """Plan the way back for a table that has passed the checks.
 
     :param primary_key: the columns asked for; ``None`` takes those that the conversion has noted down.
     :param aside: a free name.
+    :param converted: where the conversion has noted down how the table was: a partition's comment.
     """
-    told = told_of_conversion(heir.comment)
+    told = told_of_conversion(converted)
     columns = tuple(told.get("primary_key", ()) if primary_key is None else primary_key)
     before = table.primary_key
     same = before is None or not columns or columns == before.columns
