@@ -51,9 +51,7 @@ def _copied(split: Split, batch: int, verify: bool) -> Iterator[SplitStep]:
     yield SplitStep("all is as it was when the split began", confirm_batch(split))
     told = f"again until all {facts.blocks} blocks are copied; rows that change meanwhile are in the log"
     yield SplitStep(told, blocks_batch(copying, 0, blocks))
-    told = (
-        "again until the log is nearly empty; its last entry, its first and last keys are as they are found"
-    )
+    told = "again until the log is nearly empty; which entry is the last is as it is found"
     yield SplitStep(told, changed_batch(copying, _FIRST))
     if verify:
         digests = [ddl.DigestBlocks(copying, 0, None)]
