@@ -269,6 +269,7 @@ class Work:
     def _swapped(self, copier: executor.Copier) -> Merge:
         for _ in range(MOST_LOOKS):
             merging = self.look()
+            copier.confirm(executor.confirm_merge_batch(merging.merge))  # it has no index that is new
             merge, step = merging.merge, merging.swap(self.manner)
             self.told(step.title)
             with suppress(executor.Changed):

@@ -31,7 +31,8 @@ def copying_of(merge: Merge) -> ddl.Copying:
         target=merge.plain,
         log=(merge.schema, merge.log),
         state=(merge.schema, merge.state),
-        key=merge.facts.identity[0].name,
+        # Gone by now, there is none to copy by, but the copy can be given up.
+        key=merge.facts.identity[0].name if merge.facts.identity else "",
         columns=merge.facts.columns,
         compared=merge.facts.compared,
         identity=merge.facts.identity,
