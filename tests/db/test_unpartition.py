@@ -226,6 +226,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("what", "when"), CASES)
 def test_partitions_come_and_go_meanwhile(odds: Engine, what: str, when: str) -> None:
     other = create_engine(odds.url, poolclass=NullPool)
@@ -333,6 +334,7 @@ def test_when_it_is_done_it_says_what_is_left(odds: Engine) -> None:
         to_plain(odds)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "alter",
     [
