@@ -214,7 +214,7 @@ class Work:
                     self.connection, of_leaf, f"copying {leaf.name}", str(merge.table), self.manner.pace
                 )
                 try:
-                    one.copy(leaf.some_rows, _after(done, total, told))
+                    one.copy(leaf.rows, _after(done, total, told))
                 except WorkFailed:
                     if leaf.oid in {now.oid for now in self.look().merge.leaves}:
                         raise

@@ -272,7 +272,7 @@ def merge_steps(
         yield Step("what has come and gone since", settle_batch(merge))
     left = [leaf for leaf in merge.leaves if not leaf.is_copied]
     for leaf in left:
-        blocks = max(1, min(batch * max(leaf.blocks, 1) // max(leaf.some_rows, 1), max(leaf.blocks, 1)))
+        blocks = engine.first_blocks(batch, leaf.rows, leaf.blocks)
         of_leaf = copying_of_leaf(merge, leaf)
         copied = engine.blocks_batch(of_leaf, leaf.next_block, leaf.next_block + blocks)
         yield Step(f"again until all {leaf.blocks} blocks of {leaf} are copied", copied)

@@ -19,7 +19,6 @@ MERGING_MARK = f"{MARKS}merging "
 #: Begins the comment of a partitioned table that was made plain; what took its place follows, as JSON.
 UNPARTITIONED_MARK = f"{MARKS}unpartitioned "
 
-_ROWS_OF_BLOCK = 50
 # Locks that this may take of those that all transactions together can hold.
 _SHARE_OF_LOCKS = 0.7
 
@@ -55,11 +54,6 @@ class Leaf:
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
-
-    @property
-    def some_rows(self) -> int:
-        """Roughly how many rows there are, where nobody has counted them yet."""
-        return self.rows or self.blocks * _ROWS_OF_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
