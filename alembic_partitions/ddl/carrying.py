@@ -118,11 +118,6 @@ def lock_beside(table: Name, only: bool = True) -> Element:
     return Words(f"LOCK TABLE {what} IN SHARE UPDATE EXCLUSIVE MODE")
 
 
-def lock_referred(name: str) -> Element:
-    """Keep everybody out of a table that a foreign key refers to; its name is quoted."""
-    return Words(f"LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE")
-
-
 def confirm_empty(parent: int, kept: int, name: str) -> Element:
     """Make sure that all the rows of a table are in one partition."""
     return Words(

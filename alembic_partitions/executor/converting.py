@@ -171,7 +171,7 @@ def referred_first(table: Belongings) -> list[Statement]:
     """Return the locks on tables that a foreign key refers to. ATTACH and DROP take them later; but then
     whoever has written there and comes to write here would be in our way, and we in theirs."""
     return [
-        Statement(carrying.lock_referred(name).sql(), f"ACCESS EXCLUSIVE on {name} (foreign key)")
+        Statement(ddl.LockReferred(name).sql(), f"ACCESS EXCLUSIVE on {name} (foreign key)")
         for name in dict.fromkeys(key.refers_to for key in table.foreign_keys)
     ]
 

@@ -10,6 +10,7 @@ from alembic_partitions.plan import Split
 from .copying import blocks_batch, changed_batch, changed_elements, first_blocks, step_batch
 from .splitting import (
     SplitStep,
+    calm_batch,
     clean_batch,
     confirm_batch,
     copying_of,
@@ -35,7 +36,10 @@ def split_steps(split: Split, user: str, batch: int, verify: bool, drop_old: boo
         told = "from here on writers change the copy, too; what the log names by then is caught up with"
         yield SplitStep(told, _step(split))
         yield from key_batches(split, {})
-        yield SplitStep("the swap, once older transactions have ended", _swap(split))
+        yield SplitStep(
+            "a VACUUM that is under way gives way, once older transactions have ended", calm_batch(split)
+        )
+        yield SplitStep("the swap", _swap(split))
     for group in split.groups:
         yield SplitStep(
             f"the windows of {group.name} become partitions", _kept_out(split, promote_elements(split, group))

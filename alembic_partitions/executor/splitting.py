@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from alembic_partitions import ddl
+from alembic_partitions.ddl import carrying
 from alembic_partitions.plan import CreatePartition, Group, How, ManagedTable, Piece, Reason, Split
 
 from . import copying as engine
+from .converting import BESIDE_TIMEOUT_MS
 from .creating import TURN_TIMEOUT_MS
 from .statements import Batch, Statement, transaction
 
@@ -82,6 +84,7 @@ def prepare_batches(split: Split, user: str | None) -> Iterator[SplitStep]:
     for group in split.groups:
         first, last = group.pieces[0].name, group.pieces[-1].name
         yield SplitStep(f"windows {first} to {last}", transaction(*_group(split, group, user)))
+    yield SplitStep("a VACUUM that is under way gives way", calm_batch(split))
     yield SplitStep(
         "from here on each change is logged",
         turn(split, ddl.ConfirmSplit(split), *engine.watch_elements(copying, other)),
@@ -160,6 +163,16 @@ def key_batches(split: Split, has: Mapping[str, Mapping[str, bool]]) -> Iterator
 
 
 # -- the swap, and what follows -------------------------------------------------------------------------
+
+
+def calm_batch(split: Split) -> Batch:
+    """Return what an autovacuum of the partition gives way to. It does so for who waits longer than
+    deadlock_timeout, which no lock that others queue behind is asked for; and does not come back at once."""
+    source = split.source.schema, split.source.name
+    locks = f"SHARE UPDATE EXCLUSIVE on {'.'.join(source)}, beside readers and writers"
+    return transaction(
+        Statement(carrying.lock_beside(source).sql(), locks), lock_timeout_ms=BESIDE_TIMEOUT_MS
+    )
 
 
 def keep_out(split: Split, keys_first: bool = False) -> Batch:

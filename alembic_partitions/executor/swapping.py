@@ -11,6 +11,7 @@ import dataclasses
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -23,7 +24,7 @@ from alembic_partitions.plan import Group, Split
 from alembic_partitions.sessions import pause
 
 from .copying import CHANGED, Copier, Told
-from .splitting import keep_out, promote_elements, swap_elements
+from .splitting import calm_batch, keep_out, promote_elements, swap_elements
 from .statements import TRY_AGAIN, Statement, send, transaction
 
 #: Seconds that the swap is tried for in one run.
@@ -138,6 +139,8 @@ def swap(copier: Copier, split: Split) -> None:
     """
     deadline = time.monotonic() + PATIENCE
     wait_for_older(copier)
+    with suppress(LockNotAvailable):  # then the swap says who is in the way
+        copier.send(calm_batch(split))
 
     def again() -> None:
         if _renewed(copier, split):
