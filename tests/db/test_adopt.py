@@ -483,7 +483,7 @@ def test_children_that_adopting_cannot_deal_with_are_told(engine: Engine, call: 
     run(
         engine,
         f"CREATE TABLE deep PARTITION OF events FOR VALUES {next_day} PARTITION BY LIST (note)",
-        "CREATE EXTENSION file_fdw",
+        "CREATE FOREIGN DATA WRAPPER file_fdw",
         "CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
         f"CREATE FOREIGN TABLE far PARTITION OF events FOR VALUES {last}"
         " SERVER files OPTIONS (filename '/x')",

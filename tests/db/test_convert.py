@@ -195,8 +195,10 @@ def test_whatever_hangs_on_the_table_comes_along(rich: Engine, database: Databas
         '    ADD CONSTRAINT "the key" PRIMARY KEY (id);',
         *(line for line in dumped if line.startswith("CREATE INDEX")),
     ], "the key may not be NULL and is part of the primary key; indexes are ON ONLY the table"
-    of_partitions = FIRST, "_until_2026_04_13", "CONSTRAINT odds_"
-    assert [line for line in after if line not in dumped and not any(of in line for of in of_partitions)] == [
+    # Of columns the names tell of their table, from PostgreSQL 18 on; else they are listed once more.
+    of_partitions = FIRST, "_until_2026_04_13", "CONSTRAINT odds_", "nextval("
+    gained = (line for line in after if line not in dumped)
+    assert [*dict.fromkeys(line for line in gained if not any(of in line for of in of_partitions))] == [
         "    at timestamp with time zone NOT NULL,",
         "PARTITION BY RANGE (at);",
         '    ADD CONSTRAINT "the key" PRIMARY KEY (id, at);',
