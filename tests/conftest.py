@@ -44,6 +44,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "processes: starts processes by the dozen; tox runs few of them but on the newest versions",
     )
+    config.addinivalue_line(
+        "markers",
+        "ends: differs between releases at their ends, if at all; tox runs it not on those in the middle",
+    )
     config.addinivalue_line("markers", 'pg(">= 17"): needs a PostgreSQL server of that major version')
     given: dict[str, Any] = getattr(config, "workerinput", {})
     if given:

@@ -28,6 +28,8 @@ from tests.tables import NOW, catalog, listening, operations, partitions, quote,
 from tests.terminal import caller
 from tests.zones import utc
 
+pytestmark = pytest.mark.ends
+
 RECORDED = Path(__file__).parents[1] / "data" / "partman"
 OURS = ("partition_config", "partition_runs")
 BERLIN = "Europe/Berlin"

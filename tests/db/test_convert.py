@@ -34,6 +34,8 @@ from tests.db.test_partitioned_index import migrating
 from tests.postgres import locate
 from tests.tables import NOW, Sent, instants, listening, partitions, policy, quote, rows, run, scalar
 
+pytestmark = pytest.mark.ends
+
 PLAIN = (
     """CREATE TABLE odds (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         at timestamptz NOT NULL, note text)""",

@@ -31,6 +31,8 @@ from tests.db.test_status_cli import call
 from tests.tables import NOW, columns, declare, instants, operations, partitions, policy, rows, run, scalar
 from tests.zones import local, utc
 
+pytestmark = pytest.mark.ends
+
 FAR = 100  # days ahead, far beyond premake
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 AUCKLAND = local("Pacific/Auckland")

@@ -28,6 +28,8 @@ from tests.db.test_drain import wait_until, waits_for_a_lock
 from tests.projects import Project
 from tests.tables import NOW, declare, listening, operations, partitions, policy, rows, run, scalar
 
+pytestmark = pytest.mark.ends
+
 HARD_NAME = 'in"dex ON "odds" %s :x'
 ANOTHER_DAY = "INSERT INTO odds (at, note) VALUES ('2026-04-04 00:00:00+00', 'open')"
 

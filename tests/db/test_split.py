@@ -35,6 +35,8 @@ from tests.tables import (
 )
 from tests.terminal import caller
 
+pytestmark = pytest.mark.ends
+
 
 @contextmanager
 def when(engine: Engine, begins: str, act: Callable[[], object], skip: int = 0) -> Iterator[None]:

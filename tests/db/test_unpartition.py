@@ -34,6 +34,8 @@ from tests.db.test_convert import (
 from tests.ledger import LEVELS, Writer, at_work, differences, keep_ledger
 from tests.tables import NOW, declare, listening, partitions, policy, quote, rows, run, scalar
 
+pytestmark = pytest.mark.ends
+
 FIRST_OF = "odds_2026_04_05"
 
 
