@@ -116,9 +116,12 @@ def _unpartition(connection: Connection, task: _Task, told: Told, progress: Prog
     with connection.begin():
         begun = catalog.read_session(connection, task.config or "")
         aside = task.aside()
-        merges = aside is None and task.merges()
+        is_done = aside is None and task.read().kind == "r"
+        merges = aside is None and not is_done and task.merges()
     if begun.in_recovery:
         return Report(in_recovery=True)
+    if is_done:
+        return Report((TableResult(str(task), findings=("it is a plain table already",)),))
     if aside is not None:  # the last run was cut off right after the swap
         left = put_aside(connection, task.schema, *aside, task.manner.drop_old)
         return Report((TableResult(str(task), findings=tuple(left)),))
@@ -205,6 +208,8 @@ class _Task:
 
     def plan(self) -> ConversionPlan:
         """Return what is left to do."""
+        if self.read().kind == "r":
+            return ConversionPlan(str(self))
         found, children = self._checked()
         heir = heir_of(children)
         blockers = long_holders(self.connection, found)

@@ -16,7 +16,13 @@ from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import PartitionPolicy, conversion, maintenance
-from alembic_partitions.conversion import ConversionPlan, convert, plan_convert, unpartition
+from alembic_partitions.conversion import (
+    ConversionPlan,
+    convert,
+    plan_convert,
+    plan_unpartition,
+    unpartition,
+)
 from alembic_partitions.errors import (
     ConversionRefused,
     LockNotAvailable,
@@ -913,8 +919,13 @@ def test_undoing_refuses_what_it_would_lose(plain: Engine, statement: str, told:
 
 
 def test_a_plain_table_has_nothing_to_undo(plain: Engine) -> None:
+    (result,) = to_plain(plain).results
+    assert result.findings == ("it is a plain table already",)
+    with plain.connect() as connection:
+        assert plan_unpartition(connection, "odds").steps == ()
+    run(plain, "CREATE VIEW v AS SELECT 1")
     with pytest.raises(ConversionRefused, match="it is not partitioned"):
-        to_plain(plain)
+        to_plain(plain, "v")
 
 
 # -- in a migration -------------------------------------------------------------------------------------
