@@ -208,4 +208,11 @@ READ_KEY: Mapping[KeyType, TextClause] = {
     "date": text("SELECT to_char(CAST(CAST(:printed AS text) AS date), 'YYYY-MM-DD')"),
 }
 
+# Where the server keeps its data, as far as this role may know, and when it was started.
+PLACE = text("""
+SELECT CASE WHEN pg_has_role('pg_read_all_settings', 'USAGE') THEN current_setting('data_directory')
+       END AS folder,
+       extract(epoch FROM pg_postmaster_start_time())::bigint AS started
+""")
+
 SCHEMA_EXISTS = text("SELECT n.oid FROM pg_namespace n WHERE n.nspname = CAST(:schema AS text)")

@@ -158,6 +158,13 @@ def read_session(connection: Connection, config_schema: str) -> Snapshot:
     return Snapshot(config_schema, row.now, row.in_recovery, row.user, ())
 
 
+def read_place(connection: Connection) -> tuple[str | None, int]:
+    """Return the server's folder, if this role may know it, and when the server was started, in seconds since
+    1970."""
+    row = connection.execute(queries.PLACE).one()
+    return row.folder, int(row.started)
+
+
 def with_partitions(
     connection: Connection, tables: Sequence[ManagedTable], names: Collection[str] | None = None
 ) -> Iterator[ManagedTable]:

@@ -13,10 +13,10 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import LockNotAvailable, PartitionError, WorkFailed
+from alembic_partitions.errors import ConversionRefused, LockNotAvailable, PartitionError, WorkFailed
 from alembic_partitions.executor import Pace, Step
 from alembic_partitions.locks import one_run
-from alembic_partitions.maintenance import Progress, TableResult
+from alembic_partitions.maintenance import Progress, TableResult, lacking_room
 from alembic_partitions.plan import (
     CONVERTED_MARK,
     Belongings,
@@ -130,6 +130,10 @@ class Work:
         merging = self.look()
         self.findings += merging.reversal.notes
         if merging.merge.target is None:
+            needed = sum(leaf.bytes for leaf in merging.merge.leaves)
+            full = lacking_room(self.connection, needed)
+            if full is not None:
+                raise ConversionRefused(table=str(merging.merge.table), problems=f"{full}: free some")
             self._take(merging, executor.prepare_step(merging.merge, merging.user))
             merging = self.look()
         self._copier(merging.merge).confirm(executor.confirm_merge_batch(merging.merge))

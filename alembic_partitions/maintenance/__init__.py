@@ -49,6 +49,7 @@ from .settings import (
     config_schema,
     parse_instant,
 )
+from .space import lacking_room
 from .splitting import SplitPlan, abort_split, plan_split, split
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "create_index",
     "drop_index",
     "ensure",
+    "lacking_room",
     "look",
     "maintain",
     "parse_instant",

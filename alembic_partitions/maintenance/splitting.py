@@ -36,6 +36,7 @@ from .ensuring import snapshot_of
 from .history import record
 from .repairing import Progress
 from .reports import Report, TableResult
+from .space import lacking_room
 
 logger = logging.getLogger("alembic_partitions")
 
@@ -331,6 +332,10 @@ class _Work:
     def _prepare(self) -> Split:
         planned = _planned(self.connection, self.table, self.partition)
         planned = dataclasses.replace(planned, wait_ms=self.pace.wait_ms)
+        full = lacking_room(self.connection, planned.facts.bytes)
+        if full is not None:
+            remedy = "Free some, or move the server's folder to a larger disk"
+            raise SplitRefused(table=str(self.table), problem=full, remedy=remedy)
         self.findings += planned.facts.notes
         steps = list(executor.prepare_batches(planned, self.snapshot.user))
         for number, step in enumerate(steps, start=1):

@@ -16,6 +16,7 @@ from alembic_partitions import PartitionPolicy, maintenance
 from alembic_partitions.catalog import shown_tables
 from alembic_partitions.errors import NoPartitionError, SplitRefused
 from alembic_partitions.executor import swapping
+from alembic_partitions.maintenance import space
 from alembic_partitions.plan import Finding, Refusal
 from tests.clock import Clock
 from tests.databases import Database, Roles
@@ -508,6 +509,23 @@ def test_refused_with_reason_and_remedy(engine: Engine, why: str) -> None:
         split(engine)
     assert told in str(refused.value)
     assert catalog(engine) == dump
+
+
+def test_a_disk_too_small_for_a_copy_is_told_beforehand(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide(engine, "odds")
+    with engine.connect() as connection:
+        free = space.free_bytes(connection)
+        # Told on this machine to who may look into the server's folder, which not every user may.
+        assert free is None or free > 0
+    monkeypatch.setattr(space, "free_bytes", lambda connection: 1000)
+    with pytest.raises(SplitRefused, match="and 1,000 are free on the server's disk"):
+        split(engine)
+    assert scalar(engine, "SELECT count(*) FROM pg_class WHERE relname LIKE 'odds_split%'") == 0
+    if free is not None:
+        monkeypatch.undo()
+        assert split(engine).error is None
 
 
 def test_there_must_be_something_to_split(engine: Engine) -> None:
