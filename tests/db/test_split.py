@@ -159,11 +159,11 @@ def test_windows_have_what_the_table_has(engine: Engine, roles: Roles) -> None:
         f"GRANT ALL ON SCHEMA public TO {owner}",
         "CREATE TABLE sites (id int PRIMARY KEY)",
         "INSERT INTO sites SELECT generate_series(1, 9)",
-        'CREATE COLLATION "odd ""one" (locale = \'C\')',
+        "CREATE COLLATION \"odd One\" (locale = 'C')",
     )
     name = 'odds "100%"'
     items = (
-        sa.Column("id", sa.Text(collation='odd "one'), nullable=False),
+        sa.Column("id", sa.Text(collation="odd One"), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("number", sa.BigInteger, sa.Identity(always=True)),
         sa.Column("note", sa.Text),
