@@ -10,7 +10,7 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from alembic_partitions.errors import SplitRefused, WindowRangeError
-from alembic_partitions.naming import partition_name
+from alembic_partitions.naming import Names
 from alembic_partitions.periods import Grid, KeyValue, exact_suffix
 
 from .repairing import ForeignKey
@@ -154,7 +154,7 @@ def _pieces(
     source: Partition,
     oldest: KeyValue | None,
     newest: KeyValue | None,
-    names: _Names,
+    names: Names,
 ) -> tuple[Group, ...]:
     """Return the windows of a partition in groups; where it has no end, they begin or end with its rows.
 
@@ -216,21 +216,6 @@ def _edges(
         yield window.end, None, f"from_{grid.after(window).suffix}", False
 
 
-class _Names:
-    """Names taken by others, and by us so far."""
-
-    def __init__(self, taken: Container[str]) -> None:
-        self._taken, self._ours = taken, set[str]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._ours or name in self._taken
-
-    def new(self, base: str, suffix: str) -> str:
-        name = partition_name(base, suffix, self)
-        self._ours.add(name)
-        return name
-
-
 def plan_split(
     table: ManagedTable,
     source: Partition,
@@ -243,7 +228,7 @@ def plan_split(
     :raises SplitRefused: it would lose something, or has nothing to do.
     """
     refuse_split(source, facts, 0)
-    names = _Names(taken)
+    names = Names(taken)
     staging, log, state = (names.new(table.name, end) for end in ("split", "split_log", "split_state"))
     groups = _pieces(table, source, *ends, names)
     refuse_split(source, facts, sum(len(group.pieces) for group in groups))

@@ -552,6 +552,26 @@ def test_what_is_not_proven_is_refused_by_its_name(engine: Engine, constraint: s
     assert f"constraint 'c' is {told}" in refusal(engine, "t")
 
 
+def test_what_a_subscription_writes_to_is_refused(plain: Engine) -> None:
+    """Its worker would go on with the first partition alone, and what is beyond would never arrive."""
+    run(
+        plain,
+        "CREATE SUBSCRIPTION s CONNECTION 'dbname=nowhere' PUBLICATION p"
+        " WITH (connect = false, slot_name = NONE)",
+    )
+    with plain.begin() as connection:  # what a subscription that connects writes down
+        connection.exec_driver_sql("SET LOCAL allow_system_table_mods = on")
+        connection.exec_driver_sql(
+            "INSERT INTO pg_subscription_rel SELECT oid, 'odds'::regclass, 'r', NULL FROM pg_subscription"
+            " WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+    try:
+        assert "a subscription writes to it" in refusal(plain)
+    finally:
+        run(plain, "DROP SUBSCRIPTION s")
+    to_partitioned(plain)
+
+
 def test_what_the_role_lacks_is_told_beforehand(plain: Engine, roles: Roles) -> None:
     owner, other = (str(roles.create(name).username) for name in ("owner", "other"))
     role = roles.create("ddl", f"IN ROLE {owner}")
