@@ -22,7 +22,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 
 from . import maintenance, rows
 from .errors import PartitionError, PolicyError
-from .health import Health
+from .health import WARN_DAYS, Health
 from .keeper import Keeper, OnError
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ class AsyncKeeper:
         """Return what :meth:`ensure` would do now."""
         return await greenlet_spawn(self._keeper.plan)
 
-    async def health(self) -> Health:
-        """Tell whether inserts are safe."""
-        return await greenlet_spawn(self._keeper.health)
+    async def health(self, *, warn_days: float = WARN_DAYS) -> Health:
+        """Tell whether inserts are safe; see :meth:`Keeper.health`."""
+        return await greenlet_spawn(self._keeper.health, warn_days=warn_days)
 
     @asynccontextmanager
     async def watching(self, connection: AsyncConnection) -> AsyncIterator[None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import IntEnum
+from enum import Enum, IntEnum
 
+from .catalog import Run
 from .periods import KeyValue
-from .plan import Finding, ManagedTable, Plan, Refusal, Runway, Stretch, local, runway_of
+from .plan import Finding, ManagedTable, Plan, Refusal, Runway, Stretch, is_off_grid, local, runway_of
 
 #: Days of runway under which a table is worth a warning.
 WARN_DAYS = 7.0
@@ -22,6 +23,20 @@ class Level(IntEnum):
     CRITICAL = 2
     #: It could not be told.
     UNKNOWN = 3
+
+
+class State(str, Enum):
+    """What is to be done about it, the worst last."""
+
+    HEALTHY = "HEALTHY"
+    #: Inserts are safe; retention has something to take.
+    CLEANUP_NEEDED = "CLEANUP_NEEDED"
+    #: Inserts are safe for now; something wants looking at.
+    DEGRADED = "DEGRADED"
+    #: Inserts fail now or tomorrow, or nobody can tell.
+    CRITICAL = "CRITICAL"
+    #: There is nothing to insert into, or nothing is managed at all.
+    NO_PARTITIONS = "NO_PARTITIONS"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +61,25 @@ class TableHealth:
     #: Whether rows lie in the DEFAULT partition; ``None`` where that was not asked, or may not be.
     stranded: bool | None = None
     enabled: bool = True
+    #: How many partitions there are.
+    partitions: int = 0
+    #: Partitions that retention takes next.
+    due: tuple[str, ...] = ()
+    #: Partitions that are no windows of the policy, in words.
+    misaligned: tuple[str, ...] = ()
+    #: What its last run failed over.
+    failure: str | None = None
+
+    @property
+    def state(self) -> State:
+        """What is to be done about this table."""
+        if not self.enabled:
+            return State.HEALTHY
+        if self.level is Level.CRITICAL:
+            return State.CRITICAL if self.partitions or not self.current_missing else State.NO_PARTITIONS
+        if self.level is not Level.OK:
+            return State.DEGRADED
+        return State.CLEANUP_NEEDED if self.due else State.HEALTHY
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +89,31 @@ class Health:
     ok: bool
     tables: tuple[TableHealth, ...] = ()
     error: str | None = None
+    #: The instant that all was judged at.
+    now: datetime | None = None
+    #: The newest run; ``None`` where there was none, or none could be read.
+    last_run: Run | None = None
+    #: Inserts of this process that found no partition, by ``schema.table``; ``None`` where nobody counts.
+    no_partition_errors: Mapping[str, int] | None = None
+
+    @property
+    def status(self) -> str:
+        """``ok`` while inserts are safe, else ``failing``."""
+        return "ok" if self.ok else "failing"
+
+    @property
+    def state(self) -> State:
+        """The worst of all tables; one table without partitions among others is CRITICAL."""
+        states = {table.state for table in self.tables if table.enabled}
+        if not states:
+            return State.NO_PARTITIONS if self.ok else State.CRITICAL
+        if states == {State.NO_PARTITIONS}:
+            return State.NO_PARTITIONS
+        if states & {State.NO_PARTITIONS, State.CRITICAL}:
+            return State.CRITICAL
+        if self.error is not None or State.DEGRADED in states:
+            return State.DEGRADED
+        return State.CLEANUP_NEEDED if State.CLEANUP_NEEDED in states else State.HEALTHY
 
     @property
     def level(self) -> Level:
@@ -75,7 +134,7 @@ def health_of(plans: Iterable[Plan], error: str | None = None, now: datetime | N
     :param now: the instant of the plans; without it no runway is measured.
     """
     tables = tuple(assess(plan, now) for plan in plans)
-    return Health(not any(table.current_missing for table in tables), tables, error)
+    return Health(not any(table.current_missing for table in tables), tables, error, now)
 
 
 def assess(
@@ -120,6 +179,10 @@ def assess(
         gaps=runway.gaps if runway is not None else (),
         stranded=stranded,
         enabled=enabled,
+        partitions=len(table.partitions),
+        due=tuple(part.name for part in runway.due) if runway is not None and enabled else (),
+        misaligned=tuple(str(finding) for finding in plan.findings if is_off_grid(finding)),
+        failure=failure,
     )
 
 

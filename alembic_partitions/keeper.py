@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,12 +30,13 @@ from .errors import (
     StepFailed,
     WindowRangeError,
 )
-from .health import Health, health_of
+from .health import WARN_DAYS, Health
 from .keys import is_encoded
 from .knowledge import Knowledge, Known
 from .periods import KeyValue
 from .plan import CreatePartition, plan_rows
 from .sessions import Turn, dedicated_engine, side_connection
+from .standing import survey
 
 OnError: TypeAlias = Literal["log", "raise"]
 
@@ -107,6 +109,8 @@ class Keeper:
         self._to_default: set[tuple[int, KeyValue]] = set()
         self._callers: set[int] = set()
         self._error: str | None = None
+        # Inserts that PostgreSQL found no partition for, by table.
+        self._met: Counter[str] = Counter()
 
     # -- what an application calls ---------------------------------------------------------------------
 
@@ -155,14 +159,19 @@ class Keeper:
         with _apart(), self._side() as side:
             return maintenance.plan(side, schema=self._schema)
 
-    def health(self) -> Health:
-        """Tell whether inserts are safe: the plan seen from outside, and what last went wrong. No DDL."""
+    def health(self, *, warn_days: float = WARN_DAYS) -> Health:
+        """Tell whether inserts are safe: the plan seen from outside, and what last went wrong. No DDL.
+
+        :param warn_days: a runway in days that is worth a warning if it is shorter.
+        :return: never raises: where the database cannot be reached, that is the ``error``.
+        """
+        met = dict(self._met)
         try:
-            plans = self.plan()
+            # Without a turn: it only reads, and whoever asks must not wait for what is being made meanwhile.
+            with _apart(), self._side() as side:
+                return survey(side, schema=self._schema, warn_days=warn_days, error=self._error, met=met)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
-            return Health(ok=False, error=_told(error))
-        now = plans[0].now if plans else None
-        return health_of((item.plan for item in plans), self._error, now)
+            return Health(ok=False, error=_told(error), no_partition_errors=met)
 
     # -- what the hooks call ---------------------------------------------------------------------------
 
@@ -294,6 +303,8 @@ class Keeper:
         if told.get("constraint_name") or not schema or not table:
             return None  # a CHECK of the user's
         known, match = self.find(schema, table), _DETAIL.search(told.get("detail") or "")
+        if known is not None:
+            self._met[str(known.table)] += 1
         if known is None or match is None:
             return None
         try:

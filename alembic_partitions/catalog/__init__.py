@@ -45,6 +45,7 @@ from .figures import (
     last_runs,
     only_reading,
     partition_figures,
+    partition_marks,
     recent_runs,
 )
 from .indexes import (
@@ -162,6 +163,7 @@ __all__ = [
     "others_with_snapshots",
     "partition_figures",
     "partition_levels",
+    "partition_marks",
     "partitioned_tables",
     "partitions_of",
     "read_belongings",

@@ -59,6 +59,12 @@ LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regc
 WHERE i.inhparent = ANY (CAST(:parents AS oid[])) AND (NOT :defaults OR p.partdefid IS NOT NULL)
 """)
 
+_MARKS = text("""
+SELECT objoid AS oid, description AS mark
+FROM pg_description
+WHERE objoid = ANY (CAST(:oids AS oid[])) AND classoid = 'pg_class'::regclass AND objsubid = 0
+""")
+
 # The tables that really hold the rows of partitions that are partitioned themselves.
 _LEAVES = text("""
 SELECT c.oid AS oid, t.relid::oid AS leaf
@@ -135,6 +141,14 @@ def partition_figures(
     wanted = {"parents": parents, "defaults": defaults}
     rows = connection.execute(_FIGURES, wanted) if parents else ()
     return {row.oid: Figures(row.bytes, row.rows, row.analyzed, row.mark, row.default_is) for row in rows}
+
+
+def partition_marks(connection: Connection, oids: Collection[int]) -> dict[int, str]:
+    """Read the comments of some partitions, by OID; one without has an empty one."""
+    if not oids:
+        return {}
+    rows = connection.execute(_MARKS, {"oids": list(oids)})
+    return dict.fromkeys(oids, "") | {row.oid: row.mark for row in rows}
 
 
 def holding_rows(connection: Connection, partitions: Sequence[Partition]) -> set[int]:

@@ -10,9 +10,9 @@ from rich.text import Text
 
 from alembic_partitions.catalog import Run
 from alembic_partitions.plan import Partition
+from alembic_partitions.standing import Row, partition_state
 
 from .screens import Paper
-from .standing import Row, partition_state
 from .words import UNKNOWN, duration, size, utc, when
 
 _SAID = {"tended": "analyzed"}

@@ -15,11 +15,11 @@ from alembic_partitions import health, maintenance
 from alembic_partitions.catalog import Run
 from alembic_partitions.health import Level
 from alembic_partitions.maintenance import NOW_VARIABLE, View
+from alembic_partitions.standing import Found, judge
 
 from .connecting import database_options, visit
 from .door import CHECK_CRITICAL, CHECK_OK, CHECK_UNKNOWN, CHECK_WARNING, Call, Probe, busy, main, say
 from .shapes import clock_json, health_json, run_json, status_json
-from .standing import Found, judge
 
 if TYPE_CHECKING:  # rich is loaded by whoever draws
     from rich.console import Console
@@ -61,11 +61,12 @@ def status(
     Today is in the same column for all tables. Left of it time runs from a table's first partition, right of
     it to its last one, or to the end of the horizon that its policy asks for.
 
-    With --json, a list with an object a table: database, table, enabled, level (OK, WARNING, CRITICAL),
-    reasons, runway_days (null: unknown, or unlimited), unlimited, covered_until, gaps ([from, to]...),
-    partition_count, bytes, estimated_rows, stranded (rows in a DEFAULT partition), policy, cutoff, due (names
-    that retention takes next), now, rehearsed; with --partitions or --rows also partitions (schema, name,
-    from, to, bytes, estimated_rows, analyzed, state; rows, oldest, newest). What could not be read is null.
+    With --json, a list with an object a table: database, table, enabled, level (OK, WARNING, CRITICAL), state
+    (HEALTHY, CLEANUP_NEEDED, DEGRADED, CRITICAL, NO_PARTITIONS), reasons, runway_days (null: unknown, or
+    unlimited), unlimited, covered_until, gaps ([from, to]...), partition_count, bytes, estimated_rows,
+    stranded (rows in a DEFAULT partition), policy, cutoff, due (names that retention takes next), now,
+    rehearsed; with --partitions or --rows also partitions (schema, name, from, to, bytes, estimated_rows,
+    analyzed, state; rows, oldest, newest). What could not be read is null.
     """
 
     def look(side: Connection, some: Collection[str] | None) -> View:
@@ -119,8 +120,8 @@ def check(
     went wrong with the check itself.
 
     With --json, an object: level, code, reasons (of all tables together), now, rehearsed, and tables, each
-    with database, table, enabled, level, reasons, runway_days (null: unknown, or unlimited), unlimited,
-    covered_until.
+    with database, table, enabled, level, state, reasons, runway_days (null: unknown, or unlimited),
+    unlimited, covered_until.
     """
 
     def look(side: Connection, some: Collection[str] | None) -> View:

@@ -7,8 +7,7 @@ from datetime import date
 from typing import Any
 
 from alembic_partitions.catalog import Run
-
-from .standing import Found, Row, partition_state
+from alembic_partitions.standing import Found, Row, partition_state
 
 
 def health_json(row: Row) -> dict[str, Any]:
@@ -20,6 +19,7 @@ def health_json(row: Row) -> dict[str, Any]:
         "table": judged.table,
         "enabled": judged.enabled,
         "level": judged.level.name,
+        "state": judged.state.value,
         "reasons": list(judged.reasons),
         "runway_days": None if unlimited or judged.runway is None else round(judged.runway, 3),
         "unlimited": unlimited,

@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog
 from alembic_partitions.drivers import reason
-from alembic_partitions.plan import ManagedTable, Plan, is_off_grid, plan_horizon
+from alembic_partitions.plan import ManagedTable, Partition, Plan, is_off_grid, plan_horizon, runway_of
 
 from .ensuring import snapshot_of
 from .settings import NOW_VARIABLE, clock
@@ -138,6 +138,10 @@ def look(
             if t.has_default
         },
     )
+    if not sizes:  # what retention takes is told by the marks of what has expired, which are few
+        expired = [p.oid for t in managed for p in _expired(t, now)]
+        marks = unknown.read(connection, "marks", lambda: catalog.partition_marks(connection, expired))
+        managed = tuple(_marked(table, marks or {}) for table in managed)
     views = [
         dataclasses.replace(
             _view(table, now, figures, holding, sizes), gathered=(gathered or {}).get(str(table), ())
@@ -194,6 +198,16 @@ def past_runs(
 _NOTHING = catalog.Figures()
 
 
+def _expired(table: ManagedTable, now: datetime) -> Sequence[Partition]:
+    runway = runway_of(table, now)
+    return runway.expired if runway is not None else ()
+
+
+def _marked(table: ManagedTable, marks: Mapping[int, str | None]) -> ManagedTable:
+    parts = (dataclasses.replace(p, mark=marks.get(p.oid, p.mark)) for p in table.partitions)
+    return dataclasses.replace(table, partitions=tuple(parts))
+
+
 def _view(
     table: ManagedTable,
     now: datetime,
@@ -205,10 +219,7 @@ def _view(
     stranded: bool | None = False
     if figures is not None and sizes:
         mine = {p.oid: figures[p.oid] for p in table.partitions if p.oid in figures}
-        marked = (
-            dataclasses.replace(p, mark=figures.get(p.oid, _NOTHING).mark or "") for p in table.partitions
-        )
-        table = dataclasses.replace(table, partitions=tuple(marked))
+        table = _marked(table, {p.oid: figures.get(p.oid, _NOTHING).mark or "" for p in table.partitions})
     for part in table.partitions:
         if part.is_default:
             known = (figures or {}).get(part.oid, _NOTHING).default_is

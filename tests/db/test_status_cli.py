@@ -429,13 +429,23 @@ def test_the_shape_of_status_as_json(engine: Engine, database: Database) -> None
     )
     (told,) = call("status", database.url, "--json", "--rows").json
     assert list(told) == [
-        *("database", "table", "enabled", "level", "reasons", "runway_days", "unlimited", "covered_until"),
-        *("gaps", "partition_count", "bytes", "estimated_rows", "stranded", "policy", "cutoff", "due"),
+        *("database", "table", "enabled", "level", "state", "reasons", "runway_days", "unlimited"),
+        *(
+            "covered_until",
+            "gaps",
+            "partition_count",
+            "bytes",
+            "estimated_rows",
+            "stranded",
+            "policy",
+            "cutoff",
+            "due",
+        ),
         *("now", "rehearsed", "partitions"),
     ]
     assert told["database"] == database.name
     assert told["table"] == "public.odds"
-    assert told["level"] == "CRITICAL"
+    assert (told["level"], told["state"]) == ("CRITICAL", "CRITICAL")
     assert told["runway_days"] == pytest.approx(0.433, abs=0.001)
     assert told["unlimited"] is False
     assert told["covered_until"] == "2026-04-05T12:00:00+00:00"

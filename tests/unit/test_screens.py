@@ -17,7 +17,6 @@ from alembic_partitions.catalog import Figures, Rows, Run
 from alembic_partitions.cli import coverage, listings, screens, words
 from alembic_partitions.cli.coverage import ASCII, Cell
 from alembic_partitions.cli.screens import Paper
-from alembic_partitions.cli.standing import Row, partition_state
 from alembic_partitions.maintenance import TableView
 from alembic_partitions.plan import (
     PARTITION_MARK,
@@ -29,6 +28,7 @@ from alembic_partitions.plan import (
     runway_of,
     windows_between,
 )
+from alembic_partitions.standing import Row, partition_state
 from tests.zones import utc
 
 # 13:37:11 in Auckland on the day of 25 hours.

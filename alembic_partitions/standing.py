@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from alembic_partitions import health
-from alembic_partitions.health import TableHealth
-from alembic_partitions.maintenance import TableView, View
-from alembic_partitions.plan import Partition, Runway, in_order, runway_of
+from sqlalchemy import Connection
+
+from . import health, maintenance
+from .health import Health, TableHealth
+from .maintenance import TableView, View
+from .plan import Partition, Runway, in_order, runway_of
 
 #: What was looked at, with the name of its database.
 Found: TypeAlias = "list[tuple[str, View]]"
@@ -48,6 +51,48 @@ def judge(found: Found, warn_days: float) -> list[Row]:
             runway = runway_of(item.table, view.now)
             rows.setdefault((database, judged.table), Row(database, item, judged, runway))
     return list(rows.values())
+
+
+def survey(
+    connection: Connection,
+    *,
+    schema: str | None = None,
+    tables: Collection[str] | None = None,
+    warn_days: float = health.WARN_DAYS,
+    error: str | None = None,
+    met: Mapping[str, int] | None = None,
+) -> Health:
+    """Tell how all tables stand: a few short reads of the catalog, no DDL, and no table's rows.
+
+    :param connection: not in a transaction.
+    :param schema: where partition_config lives; ``None`` finds it by our mark.
+    :param tables: only these, ``name`` or ``schema.name``.
+    :param warn_days: a runway in days that is worth a warning if it is shorter.
+    :param error: what went wrong in a hook of this process.
+    :param met: how many inserts of this process found no partition, by ``schema.table``.
+    :raises NotManagedError: one of ``tables`` is not managed.
+    """
+    view = maintenance.look(connection, schema=schema, tables=tables, sizes=False)
+    return health_of_view(view, warn_days=warn_days, error=error, met=met)
+
+
+def health_of_view(
+    view: View,
+    *,
+    warn_days: float = health.WARN_DAYS,
+    error: str | None = None,
+    met: Mapping[str, int] | None = None,
+) -> Health:
+    """Judge what was looked at."""
+    judged = tuple(row.health for row in judge([("", view)], warn_days))
+    return Health(
+        ok=not any(table.current_missing and table.enabled for table in judged),
+        tables=judged,
+        error=error or view.failure,
+        now=view.now,
+        last_run=next(iter(view.runs or ()), None),
+        no_partition_errors=met,
+    )
 
 
 def partition_state(part: Partition, runway: Runway | None, marks: bool = True) -> list[str]:
