@@ -37,6 +37,11 @@ class AsyncKeeper:
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
 
+    @property
+    def sync_keeper(self) -> Keeper:
+        """The keeper itself, whose methods run inside SQLAlchemy's greenlet."""
+        return self._keeper
+
     async def ensure(self) -> maintenance.Report:
         """Bring every table to its horizon now."""
         return await greenlet_spawn(self._keeper.ensure)

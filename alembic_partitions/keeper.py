@@ -165,13 +165,33 @@ class Keeper:
         :param warn_days: a runway in days that is worth a warning if it is shorter.
         :return: never raises: where the database cannot be reached, that is the ``error``.
         """
-        met = dict(self._met)
+        met = self.no_partition_errors
         try:
             # Without a turn: it only reads, and whoever asks must not wait for what is being made meanwhile.
             with _apart(), self._side() as side:
                 return survey(side, schema=self._schema, warn_days=warn_days, error=self._error, met=met)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             return Health(ok=False, error=_told(error), no_partition_errors=met)
+
+    @property
+    def ddl_engine(self) -> Engine:
+        """The engine whose role makes the partitions: that of ``ddl_url``, or the application's own."""
+        return self._ddl_engine or self._engine
+
+    @property
+    def schema(self) -> str | None:
+        """Where partition_config lives; ``None`` finds it by our mark."""
+        return self._schema
+
+    @property
+    def last_error(self) -> str | None:
+        """What last went wrong in a hook or a run of this process; ``None`` when it has been made good."""
+        return self._error
+
+    @property
+    def no_partition_errors(self) -> dict[str, int]:
+        """How many inserts of this process found no partition, by ``schema.table``."""
+        return dict(self._met)
 
     # -- what the hooks call ---------------------------------------------------------------------------
 
@@ -470,7 +490,7 @@ class Keeper:
 
     @contextmanager
     def _side(self) -> Iterator[Connection]:
-        with side_connection(self._ddl_engine or self._engine) as side:
+        with side_connection(self.ddl_engine) as side:
             yield side
 
     @contextmanager
