@@ -22,7 +22,7 @@ _NARROW = 0.6
 # A gap is never drawn over, however short it is.
 _SEEN = 0.8
 # Where there is room for a date between those at both ends and today's; and how much one takes.
-_ROOM = ((22.0, 44.0), (75.0, 80.0))
+_ROOM = ((24.0, 42.0), (75.0, 80.0))
 _LABEL = 13.0
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
