@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, time, timedelta
 
@@ -108,3 +109,9 @@ def done(run: Run) -> str:
         counts[name] = sum(len(changes.get(name, ())) for changes in run.details.values())
     told = [f"{count:,} {_SAID.get(name, name)}" for name, count in counts.items() if count]
     return ", ".join([*told, *([f"{run.moved:,} rows moved"] if run.moved else [])])
+
+
+def some(names: Sequence[str], few: int = 5) -> str:
+    """Name the first few, and say how many more there are."""
+    more = len(names) - few
+    return ", ".join(names[:few]) + (f" and {more:,} more" if more > 0 else "")

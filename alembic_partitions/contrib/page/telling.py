@@ -1,4 +1,4 @@
-"""What the page says of tables and runs, in words. Pure: values in, values out."""
+"""What the page says of tables, in words. Pure: values in, values out."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from alembic_partitions.catalog import Run
 from alembic_partitions.health import Health, Level, State
 from alembic_partitions.plan import Partition, Runway
 from alembic_partitions.standing import Row, partition_state
 from alembic_partitions.words import (
     UNKNOWN,
-    done,
-    duration,
     policy_words,
     retention_words,
     runway_words,
     size,
+    some,
     stretch,
-    utc,
     when,
 )
 
 from .drawing import Drawing, draw, is_off_grid
 
-#: How an action of partition_runs is called that is a notice to somebody, and no work.
-ALERT = "alert"
-
 # Partitions that are listed in all, and of one table.
 _LISTED, _MOST, _LEAST = 2_000, 150, 20
-_FEW = 5
 _WORST_FIRST = (
     State.CRITICAL,
     State.NO_PARTITIONS,
@@ -105,21 +98,6 @@ class TableTold:
     left_out: int
 
 
-@dataclass(frozen=True, slots=True)
-class RunTold:
-    """A run, or an alert."""
-
-    at: datetime
-    started: str
-    ago: str
-    action: str
-    took: str
-    by: str
-    changes: str
-    tables: str
-    errors: tuple[str, ...]
-
-
 # -- all together ---------------------------------------------------------------------------------------
 
 
@@ -132,7 +110,7 @@ def headline(health: Health) -> str:
     """Say in a sentence whether inserts are safe."""
     failing = [table.table for table in health.tables if table.current_missing and table.enabled]
     if failing:
-        return f"Rows that are written now find no partition in {_some(failing)}."
+        return f"Rows that are written now find no partition in {some(failing)}."
     enabled = [table for table in health.tables if table.enabled]
     known = [table for table in enabled if table.runway is not None]
     if not enabled:
@@ -233,7 +211,7 @@ def _remarks(row: Row) -> Iterator[str]:
     told = row.health.level is not Level.OK  # of the one that ends the runway
     gaps = [stretch(grid, *gap) for gap in runway.gaps if not (told and gap[0] == runway.end)]
     if gaps and bounded:
-        yield f"no partition {_some(gaps, few=2)}"
+        yield f"no partition {some(gaps, few=2)}"
     if runway.due:
         first, last = runway.due[0], runway.due[-1]
         yield f"retention takes {len(runway.due):,} next: {stretch(grid, first.lower, last.upper)}"
@@ -242,17 +220,12 @@ def _remarks(row: Row) -> Iterator[str]:
         yield f"{kept:,} expired, but not taken: see maintain --dry-run"
     odd = [part.name for part in bounded if is_off_grid(grid, part)]
     if odd:
-        yield f"{len(odd):,} not on the policy's grid: {_some(odd)}"
+        yield f"{len(odd):,} not on the policy's grid: {some(odd)}"
     pending = [part.name for part in bounded if part.detach_pending]
     if pending:
-        yield f"half detached: {_some(pending)}"
+        yield f"half detached: {some(pending)}"
     if table.has_default and not row.view.stranded:
         yield f"its DEFAULT partition {'may hold rows' if row.view.stranded is None else 'is empty'}"
-
-
-def _some(names: Sequence[str], few: int = _FEW) -> str:
-    more = len(names) - few
-    return ", ".join(names[:few]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _near(row: Row, most: int) -> list[Partition]:
@@ -287,24 +260,3 @@ def _held(counts: Iterable[int | None], told: Callable[[int], str]) -> str:
     """Say how much all partitions hold, as far as it is known."""
     known = [count for count in counts if count is not None]
     return told(sum(known)) if known else UNKNOWN
-
-
-# -- runs -----------------------------------------------------------------------------------------------
-
-
-def runs(found: Sequence[Run], now: datetime) -> list[RunTold]:
-    """Tell of past runs, the newest first."""
-    return [
-        RunTold(
-            at=run.started_at,
-            started=utc(run.started_at),
-            ago=f"{duration(now - run.started_at)} ago" if run.started_at <= now else "",
-            action=run.action,
-            took=duration(run.finished_at - run.started_at),
-            by=run.run_by + (f" ({run.application})" if run.application else ""),
-            changes=done(run),
-            tables=_some(sorted(run.details)),
-            errors=tuple((run.error or "").splitlines()),
-        )
-        for run in found
-    ]
