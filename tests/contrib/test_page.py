@@ -334,7 +334,7 @@ def test_partitions_that_are_wide_enough_are_shapes_of_their_own() -> None:
 
 def test_thousands_become_a_few_shapes() -> None:
     drawing = drawn(table("web.views", "2025-03-01", "2026-04-07T14:00", interval="hour", premake=48))
-    assert kinds(drawing) == ["past", "today"] + ["ahead"] * 48
+    assert kinds(drawing) == ["past", "today", "ahead"]
     assert drawing.shapes[0].title.startswith("9,6")
     gap = without(table(start="2015-04-05"), "2017_03_30")
     assert kinds(drawn(gap))[:3] == ["past", "past", "today"]
@@ -438,7 +438,7 @@ def test_runs_say_when_what_and_what_failed() -> None:
     assert len(lines) == 4
     (alert,) = alerts.all("tr")[1:]
     assert alert.text == (
-        "2026-04-05 01:01:11 36 min ago stream_ingest.ladder_levels open, told again told critical 7c2f90ab"
+        "2026-04-05 01:01:11 36 min ago stream_ingest.ladder_levels still open told critical 7c2f90ab"
     )
 
 

@@ -66,9 +66,10 @@ _CONTRASTS = """() => {
 # Pairs of dates below a drawing that run into each other.
 _COLLISIONS = """() => [...document.querySelectorAll('svg.coverage')].flatMap(svg => {
   const texts = [...svg.querySelectorAll('text:not(.beyond)')];
-  const boxes = texts.map(text => [text.textContent, text.getBoundingClientRect()]).filter(box => box[1].width);
-  boxes.sort((a, b) => a[1].left - b[1].left);
-  return boxes.slice(1).filter((box, i) => box[1].left < boxes[i][1].right + 2).map((box, i) => box[0]);
+  const boxes = texts.map(text => [text.textContent, text.getBoundingClientRect()]);
+  const seen = boxes.filter(box => box[1].width);
+  seen.sort((a, b) => a[1].left - b[1].left);
+  return seen.slice(1).filter((box, i) => box[1].left < seen[i][1].right + 2).map((box, i) => box[0]);
 })"""
 
 

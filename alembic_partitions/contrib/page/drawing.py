@@ -19,7 +19,7 @@ from alembic_partitions.words import stretch
 
 # The column of today, and how narrow a shape may be, in per cent.
 _LEFT, _RIGHT = 100 * TODAY - 1, 100 * TODAY + 1
-_NARROW = 0.6
+_NARROW = 0.9
 # A gap is never drawn over, however short it is.
 _SEEN = 0.8
 # Where there is room for a date between those at both ends and today's; and how much one takes.

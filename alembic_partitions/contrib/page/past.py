@@ -14,8 +14,8 @@ from alembic_partitions.words import UNKNOWN, done, duration, some, utc
 ALERT = "alert"
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "critical"}
-_EVENTS = {"open": "open", "repeat": "open, told again", "recovered": "over"}
-_MESSAGES = {"sent": "told", "failed": "the message could not be sent", "sending": "being told"}
+_EVENTS = {"open": "open", "repeat": "still open", "recovered": "over"}
+_MESSAGES = {"sent": "told", "failed": "the message could not be sent", "sending": "message on its way"}
 
 
 @dataclass(frozen=True, slots=True)
