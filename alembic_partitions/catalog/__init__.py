@@ -37,12 +37,14 @@ from .draining import (
     stranded_windows,
 )
 from .figures import (
+    ALERT,
     Figures,
     Rows,
     Run,
     counted_rows,
     holding_rows,
     last_runs,
+    last_successes,
     only_reading,
     partition_figures,
     partition_marks,
@@ -118,6 +120,7 @@ from .values import (
 )
 
 __all__ = [
+    "ALERT",
     "Blocker",
     "Child",
     "Entries",
@@ -153,6 +156,7 @@ __all__ = [
     "key_type_of",
     "keys_of",
     "last_runs",
+    "last_successes",
     "left_leaves",
     "meant",
     "movable_columns",

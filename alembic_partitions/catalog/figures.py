@@ -37,6 +37,9 @@ _RUNS = table(
     *map(column, ("detached", "dropped", "archived", "moved", "error", "details")),
 )
 
+#: The action of a row of partition_runs that tells of a message to people; it is no run.
+ALERT = "alert"
+
 # Size, rows as ANALYZE has counted them (-1: never), and our mark, by partition. One that is partitioned
 # itself holds nothing but what its own partitions hold. Whether a DEFAULT partition may be asked for rows: an
 # empty file needs no asking; where row-level security hides rows, none is not an answer.
@@ -201,15 +204,19 @@ def recent_runs(
     limit: int,
     *,
     failed: bool = False,
+    alerts: bool = False,
     tables: Collection[str] | None = None,
 ) -> list[Run]:
     """Return past runs, the newest first.
 
     :param failed: only those that failed, wholly or in part.
+    :param alerts: and what people were told of.
     :param tables: only those that changed one of these, ``schema.name``, or failed over it.
     """
     runs = _runs_in(config_schema)
     query = select(runs).order_by(runs.c.id.desc()).limit(limit)
+    if not alerts:
+        query = query.where(runs.c.action != ALERT)
     if failed:
         query = query.where(runs.c.error.is_not(None))
     if tables is not None:
@@ -226,8 +233,17 @@ def recent_runs(
 def last_runs(connection: Connection, config_schema: str) -> list[Run]:
     """Return the last run of each kind."""
     runs = _runs_in(config_schema)
-    newest = select(func.max(runs.c.id)).group_by(runs.c.action)
+    newest = select(func.max(runs.c.id)).where(runs.c.action != ALERT).group_by(runs.c.action)
     return [_run(row) for row in connection.execute(select(runs).where(runs.c.id.in_(newest)))]
+
+
+def last_successes(connection: Connection, config_schema: str) -> dict[str, datetime]:
+    """Return when the last run of each kind that went well came to its end."""
+    runs = _runs_in(config_schema)
+    end = func.max(runs.c.finished_at).label("finished_at")
+    ends = select(runs.c.action, end).group_by(runs.c.action)
+    found = connection.execute(ends.where(runs.c.action != ALERT, runs.c.error.is_(None)))
+    return {row.action: row.finished_at for row in found}
 
 
 def _runs_in(schema: str) -> Any:
