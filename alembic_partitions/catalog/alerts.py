@@ -29,7 +29,7 @@ def turn_to_alert(connection: Connection, config_schema: str) -> datetime | None
     """Take the lock that lasts until the transaction ends; return the time, or ``None`` if another has it."""
     key = func.hashtextextended(f"alembic_partitions alert {config_schema}", 0)
     # Nobody who holds partition_runs is waited for.
-    limit = func.set_config("lock_timeout", "1s", True)
+    limit = func.set_config("lock_timeout", "100ms", True)
     taken, now, _ = connection.execute(
         select(func.pg_try_advisory_xact_lock(key), func.clock_timestamp(), limit)
     ).one()

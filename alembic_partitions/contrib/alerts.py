@@ -48,8 +48,8 @@ logger = logging.getLogger("alembic_partitions")
 #: Where they were claimed, and what is to be sent or was ended.
 Claimed: TypeAlias = "tuple[Memory | Rows, list[Incident]]"
 
-# Somebody else is at it: lock_timeout, a deadlock, a serialization failure, a statement that was cancelled.
-_COME_BACK = {"55P03", "40P01", "40001", "57014"}
+# The role may not, or nobody may: on a standby.
+_NEVER = {"42501", "25006"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,14 +146,13 @@ class Alerts:
         return decide
 
     def _claim(self, source: Source, where: str, decide: Decide) -> Claimed:
-        rows = Rows(source, self._rules.quiet)
+        rows, memory = Rows(source, self._rules.quiet), self._rest.get(where)
         try:
             claimed = rows.claim(decide)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
-            if isinstance(error, DBAPIError) and sqlstate(error) in _COME_BACK:
-                logger.info("alerts: partition_runs is busy, so the next check tells: %s", explain(error))
+            if not (isinstance(error, DBAPIError) and sqlstate(error) in _NEVER):
+                logger.warning("alerts: left to the next check: %s", explain(error))
                 return rows, []
-            memory = self._rest.get(where)
             if memory is None:
                 memory = self._rest[where] = Memory()
                 logger.warning(
@@ -161,8 +160,10 @@ class Alerts:
                     explain(error),
                 )
             return memory, memory.claim(decide)
-        self._rest.pop(where, None)
-        return rows, claimed
+        if memory is None or claimed:  # else what this process has told may be over
+            self._rest.pop(where, None)
+            return rows, claimed
+        return memory, memory.claim(decide)
 
     def _tell(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from enum import Enum
 from itertools import accumulate
 
@@ -184,7 +184,7 @@ def line(incident: Incident, problem: Problem | None) -> str:
     if len(told) > _LONGEST_REASON:
         told = told[: _LONGEST_REASON - 3] + "..."
     still = "STILL " if incident.event is Event.REPEAT else ""
-    since = f"since {incident.since:%Y-%m-%d %H:%M} UTC"
+    since = f"since {incident.since.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
     return f"{still}{problem.level.name} {incident.subject}: {told} ({since})"
 
 

@@ -70,7 +70,7 @@ def by_url(url: str) -> Notifier:
 
     :raises SettingError: Apprise can do nothing with it.
     """
-    from apprise import Apprise, NotifyFormat  # who brings a notifier needs none of it
+    from apprise import Apprise, NotifyFormat, NotifyType  # who brings a notifier needs none of it
 
     log = logging.getLogger("apprise")
     was, log.disabled = log.disabled, True  # it would show a URL that it does not understand
@@ -87,11 +87,11 @@ def by_url(url: str) -> Notifier:
         )
     for name in ("apprise", "urllib3.connectionpool"):
         logging.getLogger(name).addFilter(_discreet)
-    carrier = Apprise()
-    carrier.add(service)
 
     def send(title: str, body: str) -> bool:
-        return bool(carrier.notify(body, title=title, body_format=NotifyFormat.TEXT))
+        # Not through an Apprise(): its thread pool would hold the process back at its end.
+        kind = NotifyType.SUCCESS if title.startswith("RECOVERED") else NotifyType.WARNING
+        return bool(service.notify(body=body, title=title, notify_type=kind, body_format=NotifyFormat.TEXT))
 
     return Notifier(str(service.schema), send)
 
