@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -83,12 +85,11 @@ def noted(engine: Engine) -> list[tuple[str, str, str]]:
 
 
 def test_told_once_again_after_a_while_and_once_that_it_is_over(short: Engine, inbox: Inbox) -> None:
-    source, some = Source(short), alerts(inbox, quiet="200 ms")
+    source, some = Source(short), alerts(inbox)
     assert events(some.check(source)) == [("open", "table public.odds")]
     assert noted(short) == [("table public.odds", "open", "sent")]
-    time.sleep(0.25)
-    assert events(some.check(source)) == [("repeat", "table public.odds")]
-    assert events(alerts(inbox).check(source)) == [], "ten minutes, if nobody says otherwise"
+    assert events(some.check(source)) == [], "ten minutes, if nobody says otherwise"
+    assert events(alerts(inbox, quiet="0 s").check(source)) == [("repeat", "table public.odds")]
     mend(short)
     assert events(some.check(source)) == [("recovered", "table public.odds")]
     assert some.check(source) == ()
@@ -192,9 +193,10 @@ def test_whoever_dies_before_it_has_sent_is_stood_in_for(short: Engine, inbox: I
     dead.communicate("go\n")
     assert dead.returncode == 9
     assert noted(short) == [("table public.odds", "open", "sending")]
-    assert alerts(inbox).check(Source(short)) == (), "it might be about to"
-    time.sleep(0.21)
-    assert events(alerts(inbox, timeout="100 ms").check(Source(short))) == [("open", "table public.odds")]
+    some = alerts(inbox, timeout="10 min")
+    assert some.check(Source(short)) == (), "it might be about to"
+    some._rules = dataclasses.replace(some._rules, patience=timedelta())
+    assert events(some.check(Source(short))) == [("open", "table public.odds")]
     assert noted(short) == [("table public.odds", "open", "sent")]
     assert "[id1]" not in inbox.texts[0], "its id is that of the one who died"
 
@@ -287,7 +289,7 @@ def test_a_database_that_goes_away_in_the_middle_costs_nobody_the_message(
         inbox.notify(title, text)
         source.engine = create_engine(real.url.set(port=1))
 
-    (sent,) = Alerts(notify=notify, timeout="50 ms").check(source)
+    (sent,) = Alerts(notify=notify).check(source)
     assert sent.delivered
     assert f"alert {sent.id}: what became of it could not be noted" in caplog.text
     assert noted(short) == [("table public.odds", "open", "sending")]
@@ -298,11 +300,11 @@ def test_a_role_without_rights_goes_by_what_its_own_process_has_told(
 ) -> None:
     reader = create_engine(roles.create("reader"))
     run(short, f"GRANT SELECT ON odds, partition_config, partition_runs TO {reader.url.username}")
-    some = alerts(inbox, quiet="200 ms")
+    some = alerts(inbox)
     for _ in range(2):
         some.check(Source(reader))
     assert len(inbox.texts) == 1
-    time.sleep(0.25)
+    some._rules = dataclasses.replace(some._rules, quiet=timedelta())
     assert events(some.check(Source(reader))) == [("repeat", "table public.odds")]
     mend(short)
     assert events(some.check(Source(reader))) == [("recovered", "table public.odds")]
