@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, time, timedelta
 
-from .catalog import Run
+from .catalog import ALERT, Run
 from .health import TableHealth
 from .periods import Grid, KeyValue, first_instant, zone
 from .plan import Runway, instant_of, local
@@ -17,6 +17,7 @@ from .policy import PartitionPolicy
 UNKNOWN = "unknown"
 
 _SAID = {"tended": "analyzed"}
+_OF_ALERT = ("level", "event", "state", "id")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -103,6 +104,11 @@ def stretch(grid: Grid, lower: KeyValue | None, upper: KeyValue | None) -> str:
 
 def done(run: Run) -> str:
     """Say what a run did, without what it did not."""
+    if run.action == ALERT:
+        return "; ".join(
+            f"{name}, " + ", ".join(str(known[what]) for what in _OF_ALERT if what in known)
+            for name, known in run.details.items()
+        )
     counts = {name: getattr(run, name) for name in ("created", "detached", "archived", "dropped")}
     # What has no column of its own is a list in the details of each table.
     for name in ("restored", "mended", "tended"):

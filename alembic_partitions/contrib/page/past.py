@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from alembic_partitions.catalog import Run
+from alembic_partitions.catalog import ALERT, Run
 from alembic_partitions.words import UNKNOWN, done, duration, some, utc
-
-#: The action of a row of partition_runs that keeps what people were told of, and is no run.
-ALERT = "alert"
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "critical"}
 _EVENTS = {"open": "open", "repeat": "still open", "recovered": "over"}
