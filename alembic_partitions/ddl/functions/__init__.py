@@ -195,4 +195,8 @@ def _dollars(body: str) -> str:
 
 def _literal(name: str) -> str:
     """Write a name as a text that closes no dollar quotes around it."""
-    return quoted_text(name) if "$" not in name else "E" + quoted_text(name.replace("\\", "\\\\")).replace("$", "\\x24")
+    return (
+        quoted_text(name)
+        if "$" not in name
+        else "E" + quoted_text(name.replace("\\", "\\\\")).replace("$", "\\x24")
+    )
