@@ -5,28 +5,34 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from datetime import datetime, time, timedelta
+from datetime import datetime, time
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine, NullPool, create_engine, text
 
-from alembic_partitions import PartitionPolicy, maintenance
+from alembic_partitions import catalog, keys, maintenance
 from alembic_partitions.errors import WindowRangeError
 from alembic_partitions.health import TableHealth
 from alembic_partitions.maintenance import retaining
+from alembic_partitions.naming import partition_name
 from alembic_partitions.periods import Grid, Interval, KeyType, KeyValue
 from alembic_partitions.plan import DetachPartition
 from alembic_partitions.standing import survey
 from tests.databases import Database
 from tests.db.test_periods_oracle import KNOWN_UNTIL, known_zones
-from tests.tables import columns, declare, operations, policy, rows, run
+from tests.tables import columns, declare, operations, policy, run
 from tests.zones import HOUR, ZONES, grid, transitions, utc
 
 # Each with nights on which its clocks change; the server's files may not know what is decided lately.
 NIGHTS = {
-    "Pacific/Auckland": ["2026-04-04 14:30", "2026-09-26 13:37:11", "2027-04-03 13:59:59", "2027-09-25 14:00"],
+    "Pacific/Auckland": [
+        "2026-04-04 14:30",
+        "2026-09-26 13:37:11",
+        "2027-04-03 13:59:59",
+        "2027-09-25 14:00",
+    ],
     "America/St_Johns": ["2010-11-07 02:30", "2010-11-07 03:01", "2010-03-14 03:31", "2026-11-01 04:30"],
     "Europe/Berlin": ["2026-03-29 00:59:59", "2026-10-25 00:30", "2026-10-25 01:30", "2025-12-31 23:00"],
     "Asia/Kathmandu": ["2026-04-05 01:37:11", "2024-02-28 18:15"],
@@ -161,8 +167,6 @@ def test_what_no_window_can_hold_has_none_in_sql_either(engine: Engine) -> None:
 
 @pytest.mark.parametrize("key_type", ["epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "uuidv7", "uuidv7_full"])
 def test_encoded_bounds_are_read_and_written_alike(engine: Engine, key_type: KeyType) -> None:
-    from alembic_partitions import keys
-
     moments = [utc("2026-04-04 14:00"), utc("1970-01-01"), utc("2261-12-31 23:59:59")]
     with engine.connect() as connection:
         for moment in moments:
@@ -184,8 +188,6 @@ def test_encoded_bounds_are_read_and_written_alike(engine: Engine, key_type: Key
 
 
 def test_long_names_are_cut_alike(engine: Engine) -> None:
-    from alembic_partitions.naming import partition_name
-
     names = ["odds", "x" * 53, "x" * 54, "ö" * 31, "a%b" * 20, 'q"' * 27, "日" * 21]
     with engine.connect() as connection:
         for name in names:
@@ -216,14 +218,20 @@ _TYPES: dict[str, Any] = {
 }
 TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     "nz": ("timestamptz", {"retention": "3 days", "lookback": 5}),
-    "hours": ("timestamptz", {"interval": "hour", "every": 6, "timezone": "Europe/Berlin", "retention": "2 days"}),
+    "hours": (
+        "timestamptz",
+        {"interval": "hour", "every": 6, "timezone": "Europe/Berlin", "retention": "2 days"},
+    ),
     "weeks": ("timestamp", {"interval": "week", "week_start": "sunday", "retention": "3 weeks"}),
     "dates": ("date", {"timezone": "America/St_Johns", "retention": "1 week"}),
     "epochs": ("bigint", {"epoch": "ms", "timezone": "Asia/Kathmandu", "retention": "2 days"}),
     "uuids": ("uuid", {"interval": "month", "timezone": "UTC", "retention": "1 month", "max_drops": 1}),
     "early": ("timestamptz", {"day_start": "06:30", "every": 2, "timezone": "America/Havana"}),
     "off": ("timestamptz", {"enabled": False}),
-    "a%s \"T\" of a name that is longer than sixty-three bytes in all": ("timestamptz", {"retention": "2 days"}),
+    'a%s "T" of a name that is longer than sixty-three bytes in all': (
+        "timestamptz",
+        {"retention": "2 days"},
+    ),
 }
 
 
@@ -241,8 +249,10 @@ def rehearse(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
 
 def ask(engine: Engine, day: datetime, query: str, **values: Any) -> list[Any]:
     with engine.begin() as connection:
-        connection.execute(text("SELECT set_config('alembic_partitions.now', :now, true)"), {"now": day.isoformat()})
-        return [row for row in connection.execute(text(query), values)]
+        connection.execute(
+            text("SELECT set_config('alembic_partitions.now', :now, true)"), {"now": day.isoformat()}
+        )
+        return list(connection.execute(text(query), values))
 
 
 def shape(engine: Engine, schema: str) -> set[tuple[Any, ...]]:
@@ -251,9 +261,11 @@ def shape(engine: Engine, schema: str) -> set[tuple[Any, ...]]:
         connection.execute(text("SET LOCAL TimeZone = 'UTC'"))
         found = connection.execute(
             text(
-                "SELECT p.relname, c.relname, pg_get_expr(c.relpartbound, 0), obj_description(c.oid, 'pg_class'),"
-                " c.relowner, (SELECT count(*) FROM pg_index x WHERE x.indrelid = c.oid)"
-                " FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_class p ON p.oid = i.inhparent"
+                "SELECT p.relname, c.relname, pg_get_expr(c.relpartbound, 0),"
+                " obj_description(c.oid, 'pg_class'), c.relowner,"
+                " (SELECT count(*) FROM pg_index x WHERE x.indrelid = c.oid)"
+                " FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
+                " JOIN pg_class p ON p.oid = i.inhparent"
                 " JOIN pg_namespace n ON n.oid = p.relnamespace WHERE n.nspname = :schema AND p.relkind = 'p'"
             ),
             {"schema": schema},
@@ -274,7 +286,7 @@ def to_make(engine: Engine, schema: str) -> set[tuple[str, str]]:
 def to_detach(engine: Engine, day: datetime, schema: str) -> set[tuple[str, str, str]]:
     with engine.connect() as connection:
         with connection.begin():
-            snapshot = maintenance.ensuring.catalog.read_snapshot(connection, "public")
+            snapshot = catalog.read_snapshot(connection, "public")
             tables = [table for table in snapshot.tables if table.schema == schema]
             planned = retaining.plan_tables(connection, tables, retaining.Moment(day))
         return {
@@ -331,8 +343,9 @@ def test_tables_are_kept_alike_from_day_to_day(engine: Engine, monkeypatch: pyte
         done = ask(
             engine,
             day,
-            "SELECT o.* FROM partition_config c, run_partition_maintenance(c.table_schema || '.' || c.table_name,"
-            " false) o WHERE c.table_schema = 'Sql %s' AND c.enabled",
+            "SELECT o.* FROM partition_config c,"
+            " run_partition_maintenance(c.table_schema || '.' || c.table_name, false) o"
+            " WHERE c.table_schema = 'Sql %s' AND c.enabled",
         )
         assert not [row for row in done if row.action == "failed"]
         assert shape(engine, "py") == shape(engine, "Sql %s"), day

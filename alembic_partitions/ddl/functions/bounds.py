@@ -79,7 +79,8 @@ BEGIN
     RETURN least(greatest(number, -9223372036854775808), 9223372036854775807)::text;
   END IF;
   digits := lpad(to_hex(least(greatest(number, 0), 281474976710655)::bigint), 12, '0')
-    || CASE WHEN key_type = 'uuidv7_full' AND NOT is_upper THEN '70008000000000000000' ELSE repeat('0', 20) END;
+    || CASE WHEN key_type = 'uuidv7_full' AND NOT is_upper THEN '70008000000000000000'
+       ELSE repeat('0', 20) END;
   RETURN digits::uuid::text;
 END
 """,
@@ -142,7 +143,8 @@ BEGIN
     END LOOP;
   END LOOP;
   h := h # v[1] # v[9];
-  RETURN lpad(to_hex(((h & 255) << 24) + (((h >> 8) & 255) << 16) + (((h >> 16) & 255) << 8) + (h >> 24)), 8, '0');
+  h := ((h & 255) << 24) + (((h >> 8) & 255) << 16) + (((h >> 16) & 255) << 8) + (h >> 24);
+  RETURN lpad(to_hex(h), 8, '0');
 END
 """,
     "what takes the place of what is cut off a long table's name",
