@@ -400,7 +400,7 @@ def test_a_clock_that_is_rehearsed_needs_its_offset_and_removes_nothing(refusing
         connection.execute(text("SET LOCAL alembic_partitions.now = '2031-04-05 13:37:11Z'"))
         would = connection.execute(text("SELECT action FROM drop_old_partitions('odds')")).scalars().all()
         assert "would detach" in would
-        with pytest.raises(DBAPIError, match="nothing was removed: by a rehearsed clock"):
+        with pytest.raises(DBAPIError, match="nothing was removed: the clock is rehearsed"):
             connection.execute(text("SELECT * FROM drop_old_partitions('odds', dry_run => false)"))
     assert catalog(refusing) == before
 

@@ -118,7 +118,7 @@ DECLARE
   earlier timestamptz;
 BEGIN
   IF nullif(current_setting('alembic_partitions.now', true), '') IS NOT NULL THEN
-    RETURN 'by a rehearsed clock nothing is removed: RESET alembic_partitions.now, or leave it a dry run';
+    RETURN 'the clock is rehearsed: RESET alembic_partitions.now, or leave it a dry run';
   ELSIF coalesce(current_setting('alembic_partitions.trust_clock', true), '') NOT IN ('', 'off', 'false') THEN
     RETURN NULL;
   END IF;
@@ -226,6 +226,10 @@ BEGIN
     END IF;
     number := number + 1;
     name := _partition_name(part ->> 'name', 'detached', '{}', part ->> 'schema');
+    IF number = 1 AND NOT dry_run THEN
+      RAISE NOTICE 'a plain DETACH keeps everybody from table %.% until this transaction ends',
+        t ->> 'table_schema', t ->> 'table_name';
+    END IF;
     FOR attempt IN 1 .. 8 LOOP
       BEGIN
         IF NOT dry_run THEN
@@ -308,8 +312,7 @@ NOT_DONE = Routine(
     "text",
     """
 BEGIN
-  RETURN 'a function runs neither DETACH CONCURRENTLY nor VACUUM: a plain DETACH locks the table until this'
-    ' transaction ends; alembic-partitions maintain does both, and archives';
+  RETURN 'a function runs neither DETACH CONCURRENTLY nor VACUUM: alembic-partitions maintain does';
 END
 """,
     "what a function cannot do",

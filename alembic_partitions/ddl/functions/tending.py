@@ -123,7 +123,7 @@ BEGIN
       done := _partition_retired(t, dry);
     ELSE
       SELECT CASE WHEN x.due = '[]' AND NOT EXISTS (SELECT FROM _partition_detached(t)) THEN '[]'
-        ELSE _partition_told(NULL, 'skipped', doubt) END INTO done
+        ELSE _partition_told(NULL, 'skipped', 'nothing is removed: ' || doubt) END INTO done
       FROM _partition_due(t) x;
     END IF;
     results := results || _partition_result(t, done);
