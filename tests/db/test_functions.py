@@ -106,7 +106,7 @@ def test_they_come_and_go_and_nothing_else_does(database: Database, driver: str)
     installed(engine)
     first = rows(engine, MINE)
     assert {name.split("(")[0] for name, *_ in first if not name.startswith("_")} == DOORS
-    assert all(comment.startswith("alembic_partitions: ") for *_, comment in first)
+    assert all(comment.startswith("alembic_partitions: for psql: ") for *_, comment in first)
     assert not [name for name, source, *_ in first if "@" in source.replace("^@", "")]
     run(engine, "GRANT EXECUTE ON FUNCTION list_partitions TO PUBLIC")
     installed(engine)  # an update is the same once more
@@ -176,6 +176,10 @@ def test_they_live_beside_the_configuration_wherever_that_is(
         "CREATE FUNCTION list_partitions(a int) RETURNS int LANGUAGE sql AS 'SELECT 1'",
         "CREATE VIEW partition_metadata AS SELECT 1 AS one",
         "CREATE TABLE partition_metadata (one int)",
+        (
+            "CREATE FUNCTION list_partitions() RETURNS int LANGUAGE sql AS 'SELECT 1';"
+            " COMMENT ON FUNCTION list_partitions() IS 'alembic_partitions: mine'"
+        ),
     ],
 )
 def test_what_is_somebody_elses_is_neither_replaced_nor_dropped(engine: Engine, theirs: str) -> None:

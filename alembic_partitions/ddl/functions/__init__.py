@@ -15,7 +15,6 @@ from alembic_partitions.plan import (
     DETACHED_MARK,
     DETACHING_MARK,
     DRAINING_MARK,
-    MARKS,
     PARENT_LOCK_CLASS,
     PARTITION_MARK,
     RESTORED_MARK,
@@ -24,7 +23,7 @@ from alembic_partitions.plan import (
 )
 
 from . import arithmetic, bounds, clocks, dropping, looking, making, reading, removing, tending
-from .routine import Routine
+from .routine import FUNCTION_MARK, Routine
 
 __all__ = ["ROUTINES", "DropFunctions", "function_elements"]
 
@@ -150,7 +149,9 @@ class MarkView(_Placed):
     """The comment that makes the view ours."""
 
     def template(self) -> str:
-        return f"COMMENT ON VIEW {_HOME}.{looking.VIEW} IS {quoted_text(MARKS + looking.VIEW_COMMENT)}"
+        return (
+            f"COMMENT ON VIEW {_HOME}.{looking.VIEW} IS {quoted_text(FUNCTION_MARK + looking.VIEW_COMMENT)}"
+        )
 
 
 class OpenView(_Placed):
@@ -201,13 +202,11 @@ def _dollars(body: str) -> str:
 
 def _marked(oid: str, catalog: str) -> str:
     """Write the condition that an object bears our mark."""
-    return f"coalesce(starts_with(obj_description({oid}, '{catalog}'), {quoted_text(MARKS)}), false)"
+    return f"coalesce(starts_with(obj_description({oid}, '{catalog}'), {quoted_text(FUNCTION_MARK)}), false)"
 
 
 def _literal(name: str) -> str:
     """Write a name as a text that closes no dollar quotes around it."""
-    return (
-        quoted_text(name)
-        if "$" not in name
-        else "E" + quoted_text(name.replace("\\", "\\\\")).replace("$", "\\x24")
-    )
+    if "$" not in name:
+        return quoted_text(name)
+    return "E" + quoted_text(name.replace("\\", "\\\\")).replace("$", "\\x24")

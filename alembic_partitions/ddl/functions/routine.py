@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from alembic_partitions.plan import MARKS
 
+#: Begins the comments that make functions and the view ours; what they are for follows.
+FUNCTION_MARK = f"{MARKS}for psql: "
+
 
 @dataclass(frozen=True, slots=True)
 class Routine:
@@ -20,7 +23,7 @@ class Routine:
     returns: str
     body: str
     #: What psql's ``\\df+`` says of it.
-    about: str = "inside"
+    about: str
     volatile: bool = False
     #: It prints or reads times as text, or waits for locks: settings of its own while it runs.
     door: bool = False
@@ -28,7 +31,7 @@ class Routine:
     @property
     def comment(self) -> str:
         """The comment that makes it ours."""
-        return MARKS + self.about
+        return FUNCTION_MARK + self.about
 
     def sql(self, home: str, path: str, body: str) -> str:
         """Return the statement that makes it.
