@@ -13,19 +13,16 @@ import asyncio
 import atexit
 import inspect
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
-from apscheduler.executors.debug import DebugExecutor  # type: ignore[import-untyped]
-from apscheduler.schedulers.asyncio import AsyncIOScheduler  # type: ignore[import-untyped]
-from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
-from apscheduler.triggers.base import BaseTrigger  # type: ignore[import-untyped]
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from alembic_partitions import maintenance
@@ -36,6 +33,7 @@ from alembic_partitions.maintenance import Report, Standing
 from alembic_partitions.sessions import side_connection
 from alembic_partitions.talk import explain
 
+from .beating import Heart
 from .rhythm import Rhythm, rhythm
 from .source import Source
 
@@ -44,8 +42,6 @@ logger = logging.getLogger("alembic_partitions")
 #: Told how a run went: its report, or what it failed over. For an AsyncKeeper it may be a coroutine function.
 OnRun: TypeAlias = "Callable[[Report | None, Exception | None], object]"
 
-# Seconds, at most, between two beats.
-BEAT = 15.0
 # How far, in seconds, the host's clock may go from the monotonic one in a beat before it has been set, or the
 # machine has slept.
 _STEP = 2.0
@@ -62,8 +58,6 @@ _RETRY = timedelta(minutes=5)
 _AFTER_FORK = 1.0
 # Seconds between two checks of alerts.
 _ALERTS = 300.0
-
-_NAME = "alembic_partitions"
 
 
 class Watching(Protocol):
@@ -126,7 +120,7 @@ class _Duty:
             logger.warning("%s: %s; next try in %g s", self.what, explain(error), wait)
             self._back_off = min(self._back_off * 2, _LONGEST_BACK_OFF)
         finally:
-            self.due_at = time.monotonic() + wait
+            self.due_at = min(self.due_at, time.monotonic() + wait)  # it may have been asked for meanwhile
             self.busy = False
 
 
@@ -164,12 +158,12 @@ class Schedule:
         self._source = Source(keeper)
         self._memory = _Memory()
         self._told: str | None = None
-        self._scheduler: Any = None
+        self._heart: Heart | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._renew()
 
     def _renew(self) -> None:
-        self._scheduler = None
+        self._heart = None
         self._runs = _Duty("partition run", self._run_if_due)
         self._checks = _Duty("partition alerts", self._check_alerts)
         self._duties = [self._runs, *([self._checks] if self._alerts is not None else [])]
@@ -180,23 +174,12 @@ class Schedule:
     @property
     def running(self) -> bool:
         """Whether it has been started and not stopped."""
-        return self._scheduler is not None
+        return self._heart is not None
 
     def start(self) -> None:
         """Begin to beat: in a thread, or on the running event loop for an async engine."""
         self._loop = asyncio.get_running_loop() if self._is_async else None
-        kind = _AsyncBeats if self._is_async else _Beats
-        quiet = {
-            "executors": {_NAME: DebugExecutor()},
-            "logger": _quiet("scheduler"),
-            "timezone": timezone.utc,
-        }
-        _quiet(f"executors.{_NAME}")
-        self._scheduler = kind(**quiet, **({"event_loop": self._loop} if self._is_async else {}))
-        self._scheduler.add_job(
-            self.beat, _Soonest(self), executor=_NAME, misfire_grace_time=None, coalesce=True, max_instances=1
-        )
-        self._scheduler.start()
+        self._heart = Heart(self.beat, self.seconds_to_beat, self._loop)
         _running.add(self)
         logger.info("partition schedule started: %s", self.rhythm)
 
@@ -231,10 +214,10 @@ class Schedule:
 
     def _shut(self) -> bool:
         _running.discard(self)
-        scheduler, self._scheduler = self._scheduler, None
-        if scheduler is None:
+        heart, self._heart = self._heart, None
+        if heart is None:
             return False
-        scheduler.shutdown(wait=False)
+        heart.stop()
         return True
 
     def after_fork(self) -> None:
@@ -257,20 +240,22 @@ class Schedule:
         jumped = abs((wall - was_wall) - (monotonic - was_monotonic)) > _STEP
         for duty in self._duties:
             if not duty.busy and (jumped or monotonic >= duty.due_at):
-                duty.busy = True
+                duty.busy, duty.due_at = True, math.inf
                 self._begin(duty)
 
     def seconds_to_beat(self) -> float:
-        """Return how long the next beat may wait."""
-        due = min((duty.due_at for duty in self._duties if not duty.busy), default=float("inf"))
-        return min(max(due - time.monotonic(), 0.01), BEAT)
+        """Return when the next beat is wanted at the latest."""
+        due = min((duty.due_at for duty in self._duties if not duty.busy), default=math.inf)
+        return due - time.monotonic()
 
     def _begin(self, duty: _Duty) -> None:
         if self._loop is not None:
             duty.doing = self._loop.create_task(greenlet_spawn(duty.run))
         else:
             # A daemon: it does not keep a process alive that is done.
-            duty.doing = threading.Thread(target=duty.run, name=f"{_NAME} {duty.what}", daemon=True)
+            duty.doing = threading.Thread(
+                target=duty.run, name=f"alembic_partitions {duty.what}", daemon=True
+            )
             duty.doing.start()
 
     # -- what is due -----------------------------------------------------------------------------------
@@ -398,48 +383,6 @@ def _told_of(report: Report) -> str:
     return ", ".join(
         [f"{tables} table{'s' * (tables != 1)}", *(f"{n} {what}" for what, n in counts.items() if n)]
     )
-
-
-# -- on APScheduler ------------------------------------------------------------------------------------
-
-
-class _Soonest(BaseTrigger):  # type: ignore[misc]
-    """When the next duty is due, or a beat later."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self._schedule = schedule
-
-    def get_next_fire_time(self, previous: datetime | None, now: datetime) -> datetime:
-        wait = self._schedule.seconds_to_beat()
-        return now + timedelta(seconds=wait)
-
-
-class _Steady:
-    """A scheduler whose host's clock may be set back: left to itself it would sleep for as long."""
-
-    def _process_jobs(self) -> float:
-        scheduler: Any = self
-        now = datetime.now(timezone.utc)
-        for job in scheduler.get_jobs():
-            if job.next_run_time > now + timedelta(seconds=BEAT):
-                job.modify(next_run_time=now)
-        wait: float | None = super()._process_jobs()  # type: ignore[misc]
-        return BEAT if wait is None else min(wait, BEAT)
-
-
-class _Beats(_Steady, BackgroundScheduler):  # type: ignore[misc]
-    pass
-
-
-class _AsyncBeats(_Steady, AsyncIOScheduler):  # type: ignore[misc]
-    pass
-
-
-def _quiet(what: str) -> logging.Logger:
-    """Return a log of APScheduler's for our scheduler alone: at INFO it tells of every beat."""
-    log = logging.getLogger(f"apscheduler.{what}" if _NAME in what else f"apscheduler.{what}.{_NAME}")
-    log.setLevel(logging.WARNING)
-    return log
 
 
 _running: set[Schedule] = set()
