@@ -37,7 +37,7 @@ class Every:
 
     def after(self, run: datetime) -> datetime:
         """Return when the run after one that began then is due."""
-        return run + self.period
+        return run.astimezone(timezone.utc) + self.period
 
     @property
     def patience(self) -> timedelta:
