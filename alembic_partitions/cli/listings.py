@@ -8,7 +8,7 @@ from datetime import datetime
 from rich.table import Table
 from rich.text import Text
 
-from alembic_partitions.catalog import Run
+from alembic_partitions.catalog import ALERT, Run
 from alembic_partitions.plan import Partition
 from alembic_partitions.standing import Row, partition_state
 
@@ -16,6 +16,7 @@ from .screens import Paper
 from .words import UNKNOWN, duration, size, utc, when
 
 _SAID = {"tended": "analyzed"}
+_OF_ALERT = ("level", "event", "state", "id")
 
 
 def partitions(row: Row, paper: Paper) -> Table:
@@ -68,7 +69,7 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
     drawn.add_column("BY", overflow="fold")
     drawn.add_column("WHAT", overflow="fold")
     for run in runs:
-        what = Text(done(run))
+        what = Text(paper.shown(done(run)))
         if run.error:
             what.append("\n" * bool(what.plain) + "\n".join(map(paper.shown, run.error.splitlines())), "red")
         by = run.run_by + (f" ({run.application})" if run.application else "")
@@ -85,6 +86,11 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
 
 def done(run: Run) -> str:
     """Say what a run did, without what it did not."""
+    if run.action == ALERT:
+        return "; ".join(
+            f"{name}, " + ", ".join(str(known[what]) for what in _OF_ALERT if what in known)
+            for name, known in run.details.items()
+        )
     counts = {name: getattr(run, name) for name in ("created", "detached", "archived", "dropped")}
     # What has no column of its own is a list in the details of each table.
     for name in ("restored", "mended", "tended"):
