@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from socket import gaierror
 from typing import Any
 
@@ -17,6 +16,7 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from alembic_partitions.errors import ExtraMissing
 from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.talk import explain, shown_log
@@ -149,7 +149,12 @@ def _engines_of_env(call: Call, end: threading.Event) -> list[Engine]:
 def _alerts(urls: list[str]) -> Any:
     if not urls:
         return None
-    return import_module("alembic_partitions.contrib.alerts").Alerts(*urls)
+    from alembic_partitions.contrib.alerts import Alerts
+
+    try:
+        return Alerts(*urls)
+    except ImportError:
+        raise ExtraMissing(what="--alert", package="Apprise", extra="alerts") from None
 
 
 @contextmanager

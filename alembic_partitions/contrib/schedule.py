@@ -261,32 +261,46 @@ class Schedule:
     # -- what is due -----------------------------------------------------------------------------------
 
     def _run_if_due(self) -> float:
-        if self._ensure_first:
-            self._keeper.ensure()
-            self._ensure_first = False
-        home, standing = self._look()
-        wait = self._wait(home, standing)
-        if wait is not None or home is None:
-            return wait or _UNREADY
+        found = self._look()
+        if found is None:
+            return _UNREADY
+        home, standing = found
+        wait = self._wait(standing)
+        if wait is not None:
+            if self._ensure_first:
+                self._keeper.ensure()
+                self._ensure_first = False
+            return wait
+        self._ensure_first = False  # a run does that
         with suppress(RunUnderWay), one_schedule(self._engine, home):
-            wait = self._wait(*self._look())  # another process may have done it meanwhile
-            return self._run(home) if wait is None else wait
+            found = self._look()  # another process may have done it meanwhile
+            if found is None:
+                return _UNREADY
+            wait = self._wait(found[1])
+            return self._run(*found) if wait is None else wait
         return _OTHERS
 
-    def _look(self) -> tuple[str | None, Standing | None]:
+    def _look(self) -> tuple[str, Standing] | None:
+        """Return where partition_config is, and what has become of runs; ``None`` while there can be none."""
+        home, standing = self._read()
+        if home is None or standing is None:
+            self._tell("nothing is maintained yet: there is no partition_config")
+        elif standing.in_recovery:
+            self._tell("nothing is maintained yet: this server is a standby")
+        else:
+            if not standing.known:
+                self._tell("partition_runs cannot be read: each process keeps its own time")
+            return home, standing
+        return None
+
+    def _read(self) -> tuple[str | None, Standing | None]:
         with side_connection(self._engine) as side:
             with side.begin():
                 home = maintenance.config_schema(side, self._keeper.schema)
             return home, maintenance.standing(side, home, "maintain") if home is not None else None
 
-    def _wait(self, home: str | None, standing: Standing | None) -> float | None:
+    def _wait(self, standing: Standing) -> float | None:
         """Return the seconds until the next look; ``None`` if a run is due."""
-        if standing is None:
-            return self._unready("there is no partition_config yet")
-        if standing.in_recovery:
-            return self._unready("this server is a standby")
-        if not standing.known:
-            self._tell("partition_runs cannot be read: each process keeps its own time")
         self.next_run = self._due(standing)
         if self.next_run <= standing.now:
             return None
@@ -308,10 +322,6 @@ class Schedule:
         retry: datetime = min(failed + back_off, self.rhythm.after(failed))
         return max(planned, retry)
 
-    def _unready(self, why: str) -> float:
-        self._tell(f"nothing is maintained yet: {why}")
-        return _UNREADY
-
     def _tell(self, line: str) -> None:
         if line != self._told:
             self._told = line
@@ -319,7 +329,7 @@ class Schedule:
 
     # -- a run -----------------------------------------------------------------------------------------
 
-    def _run(self, home: str) -> float:
+    def _run(self, home: str, standing: Standing) -> float:
         try:
             with one_run(self._engine, home, patience=0.0):
                 pass
@@ -329,7 +339,6 @@ class Schedule:
             self._keeper.ensure()
             return _BUSY
         began = time.monotonic()
-        _, standing = self._look()
         try:
             report = self._keeper.maintain(**self._orders)
         except RunUnderWay:
@@ -337,8 +346,7 @@ class Schedule:
         except Exception as error:
             self._done(None, error)
             raise
-        if standing is not None:
-            self._remember(standing.now, report)
+        self._remember(standing.now, report)
         took = time.monotonic() - began
         if report.failure is None:
             logger.info("partition run done in %.1f s: %s", took, _told_of(report))
