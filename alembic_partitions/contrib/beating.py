@@ -41,6 +41,7 @@ class Heart:
         wanted_in: Callable[[], float],
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        self._loop = loop
         kind = _Background if loop is None else _OnLoop
         options = {} if loop is None else {"event_loop": loop}
         # At INFO it would tell of every beat.
@@ -65,6 +66,8 @@ class Heart:
 
     def stop(self) -> None:
         """Beat no more; on an event loop from its next turn on."""
+        if self._loop is not None and self._loop.is_closed():
+            return
         self._scheduler.shutdown(wait=False)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from alembic_partitions.contrib import schedule
+from alembic_partitions.contrib import runs, schedule
 from alembic_partitions.contrib.beating import BEAT
 from alembic_partitions.contrib.rhythm import rhythm
+from alembic_partitions.contrib.runs import Runs
 from alembic_partitions.contrib.schedule import Schedule
 from alembic_partitions.errors import RunUnderWay
 from alembic_partitions.keeper import Keeper
@@ -80,11 +81,11 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         made.ensured += 1
 
     monkeypatch.setattr(schedule, "time", made)
-    monkeypatch.setattr(schedule, "one_schedule", lambda *args: nullcontext())
-    monkeypatch.setattr(schedule, "one_run", one_run)
+    monkeypatch.setattr(runs, "one_schedule", lambda *args: nullcontext())
+    monkeypatch.setattr(runs, "one_run", one_run)
     monkeypatch.setattr(Keeper, "maintain", lambda keeper, **orders: made.maintain())
     monkeypatch.setattr(Keeper, "ensure", ensure)
-    monkeypatch.setattr(Schedule, "_read", lambda self: ("public", made.standing()))
+    monkeypatch.setattr(Runs, "_read", lambda self: ("public", made.standing()))
     monkeypatch.setattr(Schedule, "_begin", lambda self, duty: duty.run())
     return made
 
@@ -92,7 +93,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 def started(every: str | None = None, cron: str | None = None, **options: Any) -> Schedule:
     """Return a schedule whose heart does not beat by itself."""
     keeper = Keeper(create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nowhere"))
-    return Schedule(keeper, rhythm(every, cron, AUCKLAND), **options)
+    return Schedule(keeper, rhythm(every, cron, AUCKLAND), {}, **options)
 
 
 def live(world: World, until: str, *schedules: Schedule) -> None:
@@ -178,7 +179,7 @@ def test_a_host_whose_clock_is_set_goes_by_the_databases(world: World, days: int
 def test_a_run_of_the_future_is_none(world: World) -> None:
     world.runs = [(world.now - timedelta(hours=1), None), (world.now + timedelta(days=3650), None)]
     one = started("12h")
-    one._memory.good = world.now + timedelta(days=3650)
+    one._runs._memory.good = world.now + timedelta(days=3650)
     live(world, "2026-04-03 13:00:00", one)
     assert world.begun()[2:] == ["04-03 12:37:11"]
 
@@ -231,7 +232,7 @@ def test_a_standby_and_a_database_without_tables_are_left_alone(
 ) -> None:
     caplog.set_level(logging.INFO, "alembic_partitions")
     found: list[Any] = [(None, None), ("public", Standing(world.now, in_recovery=True))]
-    monkeypatch.setattr(Schedule, "_read", lambda self: found[0])
+    monkeypatch.setattr(Runs, "_read", lambda self: found[0])
     one = started("12h", ensure_first=True)
     live(world, "2026-04-03 01:40:00", one)
     del found[0]

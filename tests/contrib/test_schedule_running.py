@@ -18,7 +18,7 @@ from sqlalchemy import URL, Engine, create_engine, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import contrib, keep
-from alembic_partitions.contrib import beating, schedule
+from alembic_partitions.contrib import beating, runs, schedule
 from alembic_partitions.errors import ExtraMissing, PolicyError
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.locks import one_run, one_schedule
@@ -36,9 +36,9 @@ RUNS = "SELECT error FROM partition_runs WHERE action = 'maintain' ORDER BY id"
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Beat often; and see to it that no thread outlives its test."""
     monkeypatch.setattr(beating, "BEAT", 0.05)
-    monkeypatch.setattr(schedule, "_OTHERS", 0.1)
+    monkeypatch.setattr(runs, "_OTHERS", 0.1)
     monkeypatch.setattr(schedule, "_FIRST_BACK_OFF", 0.1)
-    monkeypatch.setattr(schedule, "_BUSY", 0.1)
+    monkeypatch.setattr(runs, "_BUSY", 0.1)
     before = set(threading.enumerate())
     yield
     left = {thread for thread in threading.enumerate() if thread not in before}
@@ -133,7 +133,7 @@ def test_who_is_at_it_already_is_left_to_it(engine: Engine) -> None:
         until(lambda: len(partitions(engine)) == 4)
         assert rows(engine, RUNS) == [], "no run has failed"
     with one_schedule(engine, "public"), running(keeper):
-        until(lambda: keeper.schedule._runs.due_at > time.monotonic() + 1)
+        until(lambda: keeper.schedule._work.due_at > time.monotonic() + 1)
     assert rows(engine, RUNS) == []
 
 
@@ -176,7 +176,7 @@ def test_a_database_that_is_away_is_waited_for(
             door.shut()
             run(engine, "UPDATE partition_runs SET started_at = started_at - interval '12 h'")
             seen = caplog.text.count("next try")
-            keeper.schedule._runs.due_at = 0
+            keeper.schedule._work.due_at = 0
             until(lambda: caplog.text.count("next try") > seen)
             door.open()
             until(lambda: len(rows(engine, RUNS)) == 2)
@@ -198,7 +198,7 @@ def test_stopping_waits_for_a_run_as_long_as_it_is_told(
     keeper = keep(engine)
     keeper.start(every="12h")
     begun.wait()
-    doing = keeper.schedule._runs.doing
+    doing = keeper.schedule._work.doing
     keeper.stop(timeout="0 s")
     assert doing.is_alive()
     assert "partition schedule stopped; its partition run goes on" in caplog.text
@@ -257,7 +257,7 @@ def test_on_an_event_loop(engine: Engine, database: Database, monkeypatch: pytes
         await keeper.start(every="12h")
         schedule_ = keeper.sync_keeper.schedule
         sleeping = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'"
-        await came(lambda: schedule_._runs.busy and rows(engine, sleeping))
+        await came(lambda: schedule_._work.busy and rows(engine, sleeping))
         await keeper.stop(timeout="100 ms")
         assert asyncio.all_tasks() == before
         await other.dispose()
@@ -272,13 +272,17 @@ def test_on_an_event_loop(engine: Engine, database: Database, monkeypatch: pytes
 def test_an_event_loop_that_ends_takes_the_schedule_with_it(engine: Engine, database: Database) -> None:
     declare(engine, "odds", policy())
 
+    keeper = keep(create_async_engine(database.driver_url("asyncpg")))
+
     async def application() -> None:
-        await keep(create_async_engine(database.driver_url("asyncpg"))).start(every="12h")
+        await keeper.start(every="12h")
         while not rows(engine, RUNS):
             await asyncio.sleep(0.02)
 
     asyncio.run(asyncio.wait_for(application(), 60))
-    schedule._at_exit()
+    assert keeper.running, "it was not stopped"
+    asyncio.run(keeper.stop())
+    asyncio.run(keeper.stop())
 
 
 # -- processes -----------------------------------------------------------------------------------------
@@ -295,12 +299,12 @@ keeper = keep(engine)
 told = threading.Event()
 keeper.start(every="12h", on_run=lambda report, error: (print(os.getpid(), flush=True), told.set()))
 told.wait(60)
-while not 60 < keeper.schedule._runs.due_at - time.monotonic() < 3600:  # it has seen that it is done
+while not 60 < keeper.schedule._work.due_at - time.monotonic() < 3600:  # it has seen that it is done
     time.sleep(0.02)
 with engine.begin() as connection:
     connection.execute(text("DELETE FROM partition_runs"))
 engine.dispose()
-keeper.schedule._memory.good = None  # it never was
+keeper.schedule._runs._memory.good = None  # it never was
 told.clear()
 before = threading.active_count()
 child = os.fork()
@@ -394,7 +398,7 @@ def test_what_is_wrong_is_told_in_one_line(database: Database, arguments: list[s
 def test_without_apscheduler_it_says_what_to_install(
     engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("beating", "rhythm", "schedule"):
+    for module in ("beating", "rhythm", "runs", "schedule"):
         monkeypatch.delitem(sys.modules, f"alembic_partitions.contrib.{module}")
         monkeypatch.delattr(contrib, module)
     monkeypatch.setitem(sys.modules, "apscheduler.executors.debug", None)
