@@ -136,11 +136,12 @@ def _engines_of_env(call: Call, end: threading.Event) -> list[Engine]:
     wait = _FIRST_WAIT
     while not end.is_set():
         try:
-            return [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+            try:
+                return [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+            finally:
+                logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
         except (DBAPIError, ConnectionError, TimeoutError, gaierror) as error:
             logger.warning("the database is away: %s; next try in %g s", explain(error, call.urls), wait)
-        finally:
-            logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
         end.wait(wait)
         wait = min(wait * 2, _LONGEST_WAIT)
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import signal
 import subprocess
@@ -10,21 +11,29 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
+import apscheduler.schedulers.base  # type: ignore[import-untyped]
 import pytest
 from sqlalchemy import URL, Engine, create_engine, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import contrib, keep
+from alembic_partitions.cli import running as running_verb
+from alembic_partitions.cli.door import Call
 from alembic_partitions.contrib import beating, runs, schedule
 from alembic_partitions.errors import ExtraMissing, PolicyError
+from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.locks import one_run, one_schedule
 from alembic_partitions.maintenance import Report, standing
 from alembic_partitions.sessions import side_connection
+from alembic_partitions.talk import shown_log
 from tests.databases import Database
+from tests.projects import Project
 from tests.proxy import proxy
 from tests.tables import declare, partitions, policy, rows, run
 from tests.terminal import caller
@@ -212,6 +221,27 @@ def test_stopping_waits_for_a_run_as_long_as_it_is_told(
     threading.Timer(0.2, may_end.set).start()
     keeper.stop()
     assert rows(engine, RUNS) == [(None,)]
+
+
+def test_a_host_whose_clock_is_set_back_does_not_sleep_for_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    beats: list[datetime] = []
+
+    class Clock(datetime):
+        wrong = timedelta()
+
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + cls.wrong
+
+    monkeypatch.setattr(apscheduler.schedulers.base, "datetime", Clock)
+    monkeypatch.setattr(beating, "datetime", Clock)
+    heart = beating.Heart(lambda: beats.append(Clock.now(timezone.utc)), lambda: 60.0)
+    try:
+        until(lambda: beats)
+        Clock.wrong = timedelta(days=-1)
+        until(lambda: beats[-1] < beats[0])
+    finally:
+        heart.stop()
 
 
 # -- on an event loop ----------------------------------------------------------------------------------
@@ -408,3 +438,31 @@ def test_without_apscheduler_it_says_what_to_install(
     assert advice in str(missing.value)
     done = caller(database)("run")
     assert (done.code, advice in done.err, len(done.err.splitlines())) == (1, True, 1)
+
+
+@pytest.mark.parametrize(("template", "driver"), [("generic", "psycopg2"), ("async", "asyncpg")])
+def test_without_an_address_it_goes_where_env_py_goes(
+    engine: Engine, database: Database, tmp_path: Path, template: str, driver: str
+) -> None:
+    declare(engine, "odds", policy())
+    project = Project.make(tmp_path, template, database.driver_url(driver))
+    call = Call(config=[str(tmp_path / "alembic.ini")])
+    with shown_log():
+        (found,) = running_verb._engines_of_env(call, threading.Event())
+        assert logging.getLogger("alembic_partitions").isEnabledFor(logging.INFO), "env.py has silenced it"
+    keeper = Keeper(found)
+    if template == "async":
+        assert asyncio.run(AsyncKeeper(keeper).maintain()).failure is None
+    else:
+        assert keeper.maintain().failure is None
+
+    project.point_at(database.driver_url(driver).set(port=1, password="hushhush"))
+    end, err = threading.Event(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(err), shown_log():
+        patch.setattr(running_verb, "_FIRST_WAIT", 0.01)
+        timer = threading.Timer(0.5, end.set)
+        timer.start()
+        assert running_verb._engines_of_env(call, end) == []
+        timer.join()
+    assert "the database is away: " in err.getvalue()
+    assert "hushhush" not in err.getvalue()
