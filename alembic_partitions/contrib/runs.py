@@ -167,7 +167,8 @@ class Runs:
         else:
             logger.warning("partition run failed after %.1f s: %s", took, report.failure.replace("\n", "; "))
         self._done(report, None)
-        return 0.0
+        found = self._look()
+        return _UNREADY if found is None else self._wait(found[1]) or 0.0
 
     def _remember(self, began: datetime, report: Report) -> None:
         if report.failure is None:
