@@ -25,7 +25,7 @@ from alembic_partitions import maintenance
 from alembic_partitions.contrib.alerts import Alerts, Sent
 from alembic_partitions.contrib.source import Source
 from alembic_partitions.errors import SettingError
-from tests.databases import Database, Roles
+from tests.databases import ALL_DRIVERS, Database, Roles
 from tests.tables import declare, partitions, policy, rows, run
 from tests.terminal import caller
 
@@ -384,7 +384,7 @@ def test_without_a_notifier_it_is_told_in_the_log(short: Engine, caplog: pytest.
     assert f"alert {sent.id}: CRITICAL public.odds: no partition for rows" in caplog.text
 
 
-@pytest.mark.parametrize("driver", ["asyncpg", "psycopg2"])
+@pytest.mark.parametrize("driver", ALL_DRIVERS)
 def test_awaited_on_any_engine(short: Engine, database: Database, inbox: Inbox, driver: str) -> None:
     ticks: list[float] = []
 
