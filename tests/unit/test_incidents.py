@@ -132,7 +132,7 @@ def test_an_older_look_has_no_say() -> None:
 
 
 def test_what_is_worth_a_message() -> None:
-    odds = TableHealth("public.odds", False, (), (), Level.WARNING, ("it runs out",))
+    odds = TableHealth("public.odds", False, (), (), Level.WARNING, reasons=("it runs out",))
     tables = (
         odds,
         dataclasses.replace(odds, table="public.raw", level=Level.OK),
