@@ -93,11 +93,14 @@ class PartitionCollector(Collector):
         self._error: str | None = None
         # Tables by what the keeper calls them, which the label "schema" cannot be told from.
         self._names: dict[str, tuple[str, str]] = {}
-        taken = [metric.name for metric in self.describe()]
         for name in self._gauges.values():
             # prometheus_client itself lets any name in by now, which many a scraper does not.
-            if not _METRIC_NAME.fullmatch(name) or taken.count(name) > 1:
-                raise ValueError(f"gauge {name!r}: no name of a metric, or that of another one")
+            if not _METRIC_NAME.fullmatch(name):
+                raise ValueError(f"gauge {name!r}: a metric has a name of letters, digits and _")
+        taken = [metric.name for metric in self.describe()]
+        for name in self._gauges.values():
+            if taken.count(name) > 1:
+                raise ValueError(f"gauge {name!r}: that is the name of another one")
 
     async def refresh(self) -> None:
         """Look, unless the last look is still good, without stalling the event loop; never raises."""
