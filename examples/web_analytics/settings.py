@@ -27,7 +27,7 @@ def token() -> str:
 
 
 def maintains() -> bool:
-    """Tell whether this process runs the maintenance, as ENABLE_PARTITION_MAINTENANCE has it (default: no)."""
+    """Tell whether ENABLE_PARTITION_MAINTENANCE has this process run the maintenance; unset it is not."""
     value = os.environ.get("ENABLE_PARTITION_MAINTENANCE", "").strip().lower()
     if value not in _YES | _NO:
         raise ValueError(f"ENABLE_PARTITION_MAINTENANCE is true or false, not {value!r}")

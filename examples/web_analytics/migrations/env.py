@@ -3,9 +3,9 @@
 from logging.config import fileConfig
 
 from alembic import context
+from sqlalchemy import engine_from_config, pool
 from web_analytics.models import Base
 from web_analytics.settings import database_url
-from sqlalchemy import engine_from_config, pool
 
 config = context.config
 
