@@ -1,7 +1,7 @@
 """The acceptance list of the web-analytics service, end to end on its own example (examples/web_analytics).
 
-The service is a real process and is asked over HTTP; the migrations are real commands. What removes partitions
-runs today, the rest mostly on a day of the test's choosing.
+The service is a real process that is asked over HTTP. What it does runs today, but for a night at the end of a
+year.
 """
 
 from __future__ import annotations
@@ -283,8 +283,10 @@ def test_an_operator_needs_no_right_but_update_on_the_settings(migrated: Engine,
     assert rows(migrated, "SELECT DISTINCT retention FROM partition_config") == [("18 months",)]
     for statement in (
         "UPDATE partition_config SET premake = 0",
-        "CREATE TEMP VIEW v AS SELECT * FROM partition_settings;"
-        " CREATE TRIGGER t INSTEAD OF UPDATE ON v FOR EACH ROW EXECUTE FUNCTION partition_settings_update()",
+        """
+        CREATE TEMP VIEW v AS SELECT * FROM partition_settings;
+        CREATE TRIGGER t INSTEAD OF UPDATE ON v FOR EACH ROW EXECUTE FUNCTION partition_settings_update()
+        """,
     ):
         with pytest.raises(DBAPIError, match="permission denied"):
             run(engine, statement)
