@@ -76,6 +76,10 @@ from .elements import (
     quote,
     text_literal,
 )
+from .functions import (
+    DropFunctions,
+    function_elements,
+)
 from .indexes import (
     PROBE,
     PROBE_SCHEMA,
@@ -216,6 +220,7 @@ __all__ = [
     "DigestTable",
     "DropEmptyPartitions",
     "DropExclusions",
+    "DropFunctions",
     "DropIndex",
     "DropKey",
     "DropLeftCheck",
@@ -299,6 +304,7 @@ __all__ = [
     "columns_of",
     "config_table",
     "declare_policy",
+    "function_elements",
     "indexed_table",
     "partition_elements",
     "partman_off",

@@ -1,0 +1,48 @@
+"""A function as it is declared: its text is the same in every database but for where it lives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from alembic_partitions.plan import MARKS
+
+
+@dataclass(frozen=True, slots=True)
+class Routine:
+    """One PL/pgSQL function.
+
+    In its body ``@mark@`` and its like stand for literals that the package knows too. It names what lies in
+    our schema without one: each function's search_path leads there.
+    """
+
+    name: str
+    arguments: str
+    returns: str
+    body: str
+    #: What psql's ``\\df+`` says of it.
+    about: str = "inside"
+    volatile: bool = False
+    #: It prints or reads times as text, or waits for locks: settings of its own while it runs.
+    door: bool = False
+
+    @property
+    def comment(self) -> str:
+        """The comment that makes it ours."""
+        return MARKS + self.about
+
+    def sql(self, home: str, path: str, body: str) -> str:
+        """Return the statement that makes it.
+
+        :param home: its schema, quoted.
+        :param path: the schemas that its search_path leads to, quoted.
+        :param body: in dollar quotes.
+        """
+        settings = [f"SET search_path = {path}"]
+        if self.door:
+            settings += ["SET TimeZone = 'UTC'", "SET DateStyle = 'ISO, YMD'", "SET lock_timeout = '2s'"]
+        return (
+            f"CREATE OR REPLACE FUNCTION {home}.{self.name}({self.arguments})\n"
+            f"RETURNS {self.returns}\nLANGUAGE plpgsql {'VOLATILE' if self.volatile else 'STABLE'}\n"
+            + "".join(f"{setting}\n" for setting in settings)
+            + f"AS {body}"
+        )
