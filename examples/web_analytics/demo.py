@@ -24,6 +24,7 @@ if str(EXAMPLES) not in sys.path:
 import scratch  # noqa: E402
 from sqlalchemy import URL, NullPool, create_engine  # noqa: E402
 from sqlalchemy.exc import DBAPIError  # noqa: E402
+
 from web_analytics import feed, serving  # noqa: E402
 
 API = "/api/v1/partitions"

@@ -1,7 +1,6 @@
 """The acceptance list of the web-analytics service, end to end on its own example (examples/web_analytics).
 
-The service is a real process that is asked over HTTP. What it does runs today, but for a night at the end of a
-year.
+The service is a real process that is asked over HTTP, today, but for a night at the end of a year.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import scratch  # noqa: E402
-from web_analytics import feed, serving  # noqa: E402
+from web_analytics import demo, feed, serving  # noqa: E402
 
 HERE = EXAMPLES / "web_analytics"
 TOKEN = "an-analyst-with-a-secret"
@@ -54,21 +54,29 @@ def event(at: datetime, **more: Any) -> dict[str, Any]:
     return {**one, **more}
 
 
-@pytest.fixture(autouse=True)
-def surroundings(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def clean(patch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith((*scratch.SETTINGS, "PARTITION_", "ENABLE_PARTITION_")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("DATABASE_URL", database.url.render_as_string(hide_password=False))
-    monkeypatch.setenv("PARTITION_API_TOKEN", TOKEN)
-    monkeypatch.setenv("COLUMNS", "160")
+            patch.delenv(name)
+    patch.setenv("PARTITION_API_TOKEN", TOKEN)
+    patch.setenv("COLUMNS", "160")
 
 
-@pytest.fixture
-def alembic() -> Config:
+def project() -> Config:
     config = Config()  # without its file: env.py would reconfigure the logging of the tests
     config.set_main_option("script_location", str(HERE / "migrations"))
     return config
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    clean(monkeypatch)
+
+
+@pytest.fixture
+def alembic(database: Database, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setenv("DATABASE_URL", database.url.render_as_string(hide_password=False))
+    return project()
 
 
 @pytest.fixture
@@ -77,10 +85,30 @@ def migrated(alembic: Config, engine: Engine) -> Engine:
     return engine
 
 
+@dataclass
+class Running:
+    """A service at work, and its database."""
+
+    client: httpx.Client
+    engine: Engine
+
+
+@pytest.fixture(scope="module")
+def shared(module_database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One that several tests share; none of them removes anything."""
+    engine = create_engine(module_database.url)
+    with pytest.MonkeyPatch.context() as patch:
+        clean(patch)
+        patch.setenv("DATABASE_URL", module_database.url.render_as_string(hide_password=False))
+        command.upgrade(project(), "head")
+        with serving_at(tmp_path_factory.mktemp("shared") / "service.log") as client:
+            yield Running(client, engine)
+    engine.dispose()
+
+
 @pytest.fixture
-def now(engine: Engine) -> datetime:
-    found: datetime = scalar(engine, "SELECT now()")
-    return found.astimezone(timezone.utc)
+def now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 @contextmanager
@@ -92,12 +120,6 @@ def serving_at(log: Path, **settings: str) -> Iterator[httpx.Client]:
             base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30, trust_env=False
         ) as client,
     ):
-        yield client
-
-
-@pytest.fixture
-def service(migrated: Engine, tmp_path: Path) -> Iterator[httpx.Client]:
-    with serving_at(tmp_path / "service.log") as client:
         yield client
 
 
@@ -117,6 +139,32 @@ def counted(client: httpx.Client, **wanted: str) -> int:
     answer = client.get("/events/count", params=wanted)
     assert answer.status_code == 200, answer.text
     return int(answer.json()["count"])
+
+
+def tell(line: str) -> str:
+    """Run a command as a person would, and see that it ends well."""
+    done = demo.shell(line)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def fill(engine: Engine, table: str, first: datetime, number: int) -> None:
+    """Write so many rows, an hour apart, by SQL: they find the partitions that are there."""
+    key, what = ("occurred_at", "event_type") if table == "events" else ("completed_at", "goal")
+    run(
+        engine,
+        f"INSERT INTO {table} ({key}, site_id, visitor_id, {what}, properties)"
+        f" SELECT '{first.isoformat()}'::timestamptz + i * interval '1 hour', 'shop.example', 'v' || i,"
+        f" 'signup', jsonb_build_object('plan', 'pro', 'turn', i) FROM generate_series(0, {number - 1}) i",
+    )
+
+
+def grow_old(engine: Engine, table: str, now: datetime, first: int, last: int) -> None:
+    """Make months as they stand after some time, a row in each."""
+    begin, end = month(now, first), month(now, last + 1) - timedelta(days=1)
+    tell(f"alembic-partitions repair --table {table} --from {begin:%F} --to {end:%F}")
+    for number in range(first, last + 1):
+        fill(engine, table, month(now, number), 1)
 
 
 def held(engine: Engine, table: str) -> dict[str, int]:
@@ -153,54 +201,58 @@ def test_previous_current_and_next_month_are_there_when_an_insert_comes_even_if_
 
 
 def test_an_event_makes_the_month_that_it_needs_and_one_past_retention_is_refused(
-    service: httpx.Client, migrated: Engine, now: datetime
+    shared: Running, now: datetime
 ) -> None:
-    for number in range(-11, 1):
-        post(service, event(month(now, number) + timedelta(hours=1)))
-    assert counted(service) == 12
-    assert sorted(held(migrated, "events")) == names("events", now, -11, 0)
+    days = [month(now, number) + timedelta(hours=1) for number in range(-11, 1)]
+    for day in days:
+        post(shared.client, event(day, siteId="a year"))
+    assert counted(shared.client, site="a year") == 12
+    assert set(names("events", now, -11, 6)) <= set(partitions(shared.engine, "events"))
 
     for at, why in ((month(now, -13), "12 months"), (now + timedelta(days=400), "366 days")):
-        answer = service.post("/events", json=[event(now), event(at)])
+        answer = shared.client.post("/events", json=[event(now, siteId="a year"), event(at)])
         assert answer.status_code == 422
         assert why in answer.json()["error"]
-    assert counted(service) == 12, "all of a request, or none"
+    assert counted(shared.client, site="a year") == 12, "all of a request, or none"
 
 
-def test_events_of_one_request_and_their_goals_are_written_together(
-    service: httpx.Client, migrated: Engine, now: datetime
+def test_events_of_one_request_and_the_goals_they_complete_are_written_together(
+    shared: Running, now: datetime
 ) -> None:
-    visits = feed.visits(now - timedelta(days=60), now, 100)
-    assert post(service, *visits) == {"events": 100, "goals": 20}
-    assert counted(service, site="shop.example") == 50
-    assert counted(service, since=(now - timedelta(days=30)).isoformat()) == 50
-    assert scalar(migrated, "SELECT count(*) FROM goal_completions WHERE goal = 'signup'") == 20
+    visits = [{**visit, "siteId": "goals"} for visit in feed.visits(now - timedelta(days=60), now, 100)]
+    assert post(shared.client, *visits) == {"events": 100, "goals": 20}
+    since = (now - timedelta(days=30)).isoformat()
+    assert counted(shared.client, site="goals", since=since) == 50
+    query = "SELECT count(*) FROM goal_completions WHERE site_id = 'goals' AND goal = 'signup'"
+    assert scalar(shared.engine, query) == 20
 
 
 # -- GIN indexes on the properties -----------------------------------------------------------------------
 
 
 def test_every_partition_has_the_gin_index_also_one_that_an_insert_made(
-    service: httpx.Client, migrated: Engine, now: datetime
+    shared: Running, now: datetime
 ) -> None:
-    post(service, *feed.visits(month(now, -4), month(now, -3), 30))
+    engine = shared.engine
+    visits = feed.visits(month(now, 7), month(now, 8), 30)
+    post(shared.client, *({**visit, "siteId": "gin"} for visit in visits))
+    assert names("events", now, 7, 7)[0] in partitions(engine, "events"), "beyond the horizon"
     for table in TABLES:
         indexed = rows(
-            migrated,
+            engine,
             "SELECT x.indrelid::regclass::text FROM pg_index x JOIN pg_class c ON c.oid = x.indexrelid"
             " JOIN pg_am a ON a.oid = c.relam JOIN pg_inherits i ON i.inhrelid = x.indrelid"
             " WHERE a.amname = 'gin' AND x.indisvalid AND i.inhparent = CAST(:name AS regclass) ORDER BY 1",
             name=table,
         )
-        assert [name for (name,) in indexed] == partitions(migrated, table)
-    assert names("events", now, -4, -4)[0] in partitions(migrated, "events")
+        assert [name for (name,) in indexed] == partitions(engine, table)
 
-    assert counted(service, having="plan:pro") == 10
+    assert counted(shared.client, site="gin", having="plan:pro") == 10
     query = """SELECT count(*) FROM events WHERE properties @> '{"plan": "pro"}'"""
-    with migrated.connect() as connection:
+    with engine.connect() as connection:
         connection.execute(text("SET enable_seqscan = off"))
         plan = "\n".join(connection.scalars(text(f"EXPLAIN (COSTS OFF) {query}")))
-    assert plan.count("Bitmap Index Scan") == len(partitions(migrated, "events")), plan
+    assert plan.count("Bitmap Index Scan") == len(partitions(engine, "events")), plan
 
 
 # -- partition_config by SQL: retention_months, future_partitions, enabled -------------------------------
@@ -221,11 +273,11 @@ def test_the_settings_are_there_under_their_own_names_and_can_be_updated(
     command.check(alembic)  # an operator's setting is no drift
 
 
-def test_a_setting_counts_from_the_next_look(service: httpx.Client, migrated: Engine, now: datetime) -> None:
+def test_a_setting_counts_from_the_next_look(migrated: Engine, now: datetime) -> None:
     run(migrated, "UPDATE partition_settings SET future_partitions = 8 WHERE table_name = 'events'")
     run(migrated, "UPDATE partition_settings SET enabled = false WHERE table_name = 'goal_completions'")
     run(migrated, f"DROP TABLE {names('goal_completions', now, 6, 6)[0]}")
-    post(service, event(now))
+    tell("alembic-partitions ensure")
     assert partitions(migrated, "events") == names("events", now, -1, 8)
     assert partitions(migrated, "goal_completions") == names("goal_completions", now, -1, 5)
 
@@ -323,3 +375,110 @@ def test_concurrent_inserts_over_a_month_boundary_from_two_processes_lose_nothin
         "SELECT DISTINCT tableoid::regclass::text, to_char(occurred_at AT TIME ZONE 'UTC', 'YYYY_MM')"
         " FROM events ORDER BY 1",
     ) == [(december, "2026_12"), (january, "2027_01")]
+
+
+# -- partition_metadata, and functions for people in psql ------------------------------------------------
+
+
+def test_partition_metadata_tells_rows_size_and_when_each_was_analyzed_and_vacuumed(
+    migrated: Engine, now: datetime
+) -> None:
+    fill(migrated, "events", month(now, -1), 40)
+    previous, current = names("events", now, -1, 0)
+    query = (
+        "SELECT rows_estimate, bytes, last_analyze, last_vacuum FROM partition_metadata"
+        f" WHERE partition_name = '{previous}'"
+    )
+    ((estimated, size, analyzed, vacuumed),) = rows(migrated, query)
+    assert (estimated, analyzed, vacuumed) == (None, None, None)
+    assert size == scalar(migrated, f"SELECT pg_total_relation_size('{previous}')") > 0
+
+    run(migrated, "SELECT * FROM analyze_partitions('events')", f"VACUUM {previous}")
+    ((estimated, _, analyzed, vacuumed),) = rows(migrated, query)
+    assert estimated == 40
+    assert now < analyzed < vacuumed
+    listed = rows(migrated, "SELECT partition_name FROM partition_metadata WHERE table_name = 'events'")
+    assert [name for (name,) in listed] == partitions(migrated, "events")
+    assert current in partitions(migrated, "events")
+
+
+def test_people_in_psql_list_extend_rehearse_and_remove(migrated: Engine, now: datetime) -> None:
+    grow_old(migrated, "events", now, -15, -13)
+    assert rows(
+        migrated,
+        "SELECT table_name, status, pending_retention FROM partition_health_summary() ORDER BY table_name",
+    ) == [("events", "CLEANUP_NEEDED", 3), ("goal_completions", "HEALTHY", 0)]
+
+    run(migrated, "SELECT * FROM create_future_partitions('events', 9)")
+    run(migrated, "SELECT * FROM drop_old_partitions('events', '12 months', true)")
+    run(migrated, "SELECT * FROM run_partition_maintenance('events', true)")
+    listed = rows(migrated, "SELECT partition_name, state FROM list_partitions('events')")
+    assert [name for name, _ in listed] == [
+        *names("events", now, -15, -13),
+        *names("events", now, -1, 9),
+    ], "a rehearsal removes nothing"
+    assert [state for _, state in listed] == ["expired"] * 3 + ["past", "current"] + ["future"] * 9
+
+    run(migrated, "SELECT * FROM drop_old_partitions('events', '12 months', false)")
+    assert partitions(migrated, "events") == names("events", now, -1, 9)
+    assert {status for (status,) in rows(migrated, "SELECT status FROM partition_health_summary()")} == {
+        "HEALTHY"
+    }
+
+
+# -- roll-back that keeps data ---------------------------------------------------------------------------
+
+
+def test_a_roll_back_of_functions_and_settings_leaves_every_row_and_partition(
+    migrated: Engine, alembic: Config, now: datetime
+) -> None:
+    for table in TABLES:
+        fill(migrated, table, month(now, -1), 300)
+    before = {table: held(migrated, table) for table in TABLES}
+    tell("alembic -c web_analytics/alembic.ini downgrade 0002")
+    assert {table: held(migrated, table) for table in TABLES} == before
+    left = rows(
+        migrated,
+        "SELECT relname FROM pg_class WHERE relname IN ('partition_metadata', 'partition_settings')"
+        " UNION ALL SELECT proname FROM pg_proc WHERE proname ~ 'partition'"
+        " AND pronamespace = 'public'::regnamespace",
+    )
+    assert left == []
+    assert rows(migrated, "SELECT table_name FROM partition_config ORDER BY 1") == [(t,) for t in TABLES]
+
+    command.upgrade(alembic, "head")
+    assert {table: held(migrated, table) for table in TABLES} == before
+    assert len(rows(migrated, SETTINGS)) == len(rows(migrated, "TABLE partition_metadata")) / 8 == 2
+
+
+def test_the_way_back_to_plain_tables_keeps_every_row_and_the_service_goes_on(
+    migrated: Engine, alembic: Config, now: datetime, tmp_path: Path
+) -> None:
+    for table in TABLES:
+        fill(migrated, table, month(now, -1), 300)
+        fill(migrated, table, month(now, 1), 60)
+    digest = "SELECT count(*), sum(hashtext({0}::text)) FROM {0}"
+    before = [rows(migrated, digest.format(table)) for table in TABLES]
+    tell("alembic -c web_analytics/alembic.ini -n way_back upgrade head")
+    assert [rows(migrated, digest.format(table)) for table in TABLES] == before
+    kinds = f"SELECT DISTINCT relkind FROM pg_class WHERE relname IN {TABLES}"
+    assert rows(migrated, kinds) == [("r",)]
+    with serving_at(tmp_path / "service.log") as client:
+        post(client, event(now), event(month(now, -30)))
+        assert counted(client) == 362
+
+    alembic.set_main_option("version_locations", f"{HERE}/migrations/versions {HERE}/migrations/way_back")
+    alembic.set_main_option("path_separator", "space")
+    command.downgrade(alembic, "0004")
+    assert sum(held(migrated, "events").values()) == 362
+    assert rows(migrated, kinds) == [("p",)]
+
+
+def test_the_models_are_the_end_state_of_the_migrations_which_go_back_and_apply_again(
+    migrated: Engine, alembic: Config
+) -> None:
+    command.check(alembic)
+    command.downgrade(alembic, "base")
+    assert scalar(migrated, "SELECT to_regclass('events')") is None
+    command.upgrade(alembic, "head")
+    command.check(alembic)
