@@ -14,6 +14,7 @@ from alembic_partitions.plan import (
     CONFIG_MARK,
     DETACHED_MARK,
     DETACHING_MARK,
+    DRAINING_MARK,
     MARKS,
     PARENT_LOCK_CLASS,
     PARTITION_MARK,
@@ -22,23 +23,26 @@ from alembic_partitions.plan import (
     SPLITTING_MARK,
 )
 
-from . import arithmetic, bounds, looking, making, reading, removing
+from . import arithmetic, bounds, clocks, looking, making, reading, removing, tending
 from .routine import Routine
 
 __all__ = ["ROUTINES", "DropFunctions", "function_elements"]
 
 ROUTINES: tuple[Routine, ...] = (
+    *clocks.ROUTINES,
     *arithmetic.ROUTINES,
     *bounds.ROUTINES,
     *reading.ROUTINES,
     *making.ROUTINES,
     *removing.ROUTINES,
+    *tending.ROUTINES,
     *looking.ROUTINES,
 )
 
 _LITERALS = {
     "DETACHED_MARK": quoted_text(DETACHED_MARK),
     "DETACHING_MARK": quoted_text(DETACHING_MARK),
+    "DRAINING_MARK": quoted_text(DRAINING_MARK),
     "PARENT_LOCK_CLASS": f"{PARENT_LOCK_CLASS:d}",
     "PARTITION_MARK": quoted_text(PARTITION_MARK),
     "RESTORED_MARK": quoted_text(RESTORED_MARK),
@@ -91,11 +95,11 @@ class RefuseOthers(_Placed):
             f"DECLARE other text; place text := {_HOME_TEXT};\nBEGIN\n"
             "  SELECT p.proname INTO other FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace\n"
             f"  WHERE n.nspname = place AND p.proname IN ({_NAMES})\n"
-            f"  AND NOT coalesce(starts_with(obj_description(p.oid, 'pg_proc'), {quoted_text(MARKS)}), false);\n"
+            f"  AND NOT {_marked('p.oid', 'pg_proc')};\n"
             "  IF other IS NULL THEN\n"
             "    SELECT c.relname INTO other FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
             f"    WHERE n.nspname = place AND c.relname = {quoted_text(looking.VIEW)}\n"
-            f"    AND NOT coalesce(starts_with(obj_description(c.oid, 'pg_class'), {quoted_text(MARKS)}), false);\n"
+            f"    AND NOT {_marked('c.oid', 'pg_class')};\n"
             "  END IF;\n"
             "  IF other IS NOT NULL THEN\n"
             "    RAISE EXCEPTION '%.% stands there already and is not ours', place, other\n"
@@ -149,7 +153,7 @@ class MarkView(_Placed):
 
 
 class OpenView(_Placed):
-    """Let everybody read the view, as everybody may call the functions: what they see is by their own rights."""
+    """Let everybody read the view, as everybody may call the functions: each sees what it has a right to."""
 
     def template(self) -> str:
         return f"GRANT SELECT ON {_HOME}.{looking.VIEW} TO PUBLIC"
@@ -159,15 +163,16 @@ class DropFunctions(_Placed):
     """Drop the view and every function of a schema that bears our mark; nothing else hangs on them."""
 
     def template(self) -> str:
-        ours = quoted_text(MARKS)
         return do_block(
             f"DECLARE name text; place text := {_HOME_TEXT};\nBEGIN\n"
-            "  FOR name IN SELECT c.oid::regclass FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
+            "  FOR name IN SELECT c.oid::regclass\n"
+            "    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
             f"    WHERE n.nspname = place AND c.relname = {quoted_text(looking.VIEW)}\n"
-            f"    AND c.relkind = 'v' AND starts_with(obj_description(c.oid, 'pg_class'), {ours})\n"
+            f"    AND c.relkind = 'v' AND {_marked('c.oid', 'pg_class')}\n"
             "  LOOP EXECUTE format('DROP VIEW %s', name);\n  END LOOP;\n"
-            "  FOR name IN SELECT p.oid::regprocedure FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace\n"
-            f"    WHERE n.nspname = place AND starts_with(obj_description(p.oid, 'pg_proc'), {ours})\n"
+            "  FOR name IN SELECT p.oid::regprocedure\n"
+            "    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace\n"
+            f"    WHERE n.nspname = place AND {_marked('p.oid', 'pg_proc')}\n"
             "  LOOP EXECUTE format('DROP FUNCTION %s', name);\n  END LOOP;\n"
         )
 
@@ -193,6 +198,15 @@ def _dollars(body: str) -> str:
     return f"{tag}{body}{tag}"
 
 
+def _marked(oid: str, catalog: str) -> str:
+    """Write the condition that an object bears our mark."""
+    return f"coalesce(starts_with(obj_description({oid}, '{catalog}'), {quoted_text(MARKS)}), false)"
+
+
 def _literal(name: str) -> str:
     """Write a name as a text that closes no dollar quotes around it."""
-    return quoted_text(name) if "$" not in name else "E" + quoted_text(name.replace("\\", "\\\\")).replace("$", "\\x24")
+    return (
+        quoted_text(name)
+        if "$" not in name
+        else "E" + quoted_text(name.replace("\\", "\\\\")).replace("$", "\\x24")
+    )

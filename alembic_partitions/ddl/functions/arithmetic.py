@@ -7,71 +7,6 @@ policy and what the catalog says of it, as ``_partition_tables()`` returns them.
 
 from .routine import Routine
 
-WALL = Routine(
-    "_partition_wall",
-    "instant timestamp, zone text",
-    "timestamp",
-    """
-BEGIN
-  -- To AT TIME ZONE these four are abbreviations, which have no summer time.
-  RETURN instant AT TIME ZONE 'UTC' AT TIME ZONE CASE zone
-    WHEN 'CET' THEN 'Europe/Brussels' WHEN 'MET' THEN 'Europe/Brussels'
-    WHEN 'EET' THEN 'Europe/Athens' WHEN 'WET' THEN 'Europe/Lisbon' ELSE zone END;
-END
-""",
-    "what the clocks of a zone show at an instant (in UTC)",
-)
-
-FIRST_INSTANT = Routine(
-    "_partition_first_instant",
-    "wall timestamp, zone text",
-    "timestamp",
-    """
-DECLARE
-  one timestamp; two timestamp; low timestamp; seconds bigint; below bigint := 0; middle bigint;
-BEGIN
-  IF zone = 'UTC' OR NOT isfinite(wall) THEN
-    RETURN wall;
-  END IF;
-  -- By the offsets of the day before and of the day after: AT TIME ZONE itself takes the second of two.
-  one := wall - (_partition_wall(wall - interval '1 day', zone) - (wall - interval '1 day'));
-  two := wall - (_partition_wall(wall + interval '1 day', zone) - (wall + interval '1 day'));
-  low := least(CASE WHEN _partition_wall(one, zone) = wall THEN one END,
-               CASE WHEN _partition_wall(two, zone) = wall THEN two END);
-  IF low IS NOT NULL THEN
-    RETURN low;
-  END IF;
-  -- The clocks jumped over it, on a whole second between the two.
-  low := date_trunc('second', least(one, two));
-  wall := date_trunc('second', wall);
-  seconds := extract(epoch FROM date_trunc('second', greatest(one, two)) - low);
-  WHILE below < seconds LOOP
-    middle := (below + seconds) / 2;
-    IF _partition_wall(low + middle * interval '1 second', zone) >= wall THEN
-      seconds := middle;
-    ELSE
-      below := middle + 1;
-    END IF;
-  END LOOP;
-  RETURN low + below * interval '1 second';
-END
-""",
-    "the first instant (in UTC) at which the clocks of a zone show a time or later",
-)
-
-CHANGES_CLOCKS = Routine(
-    "_partition_changes_clocks",
-    "zone text",
-    "boolean",
-    """
-BEGIN
-  RETURN count(DISTINCT _partition_wall(week, zone) - week) > 1
-    FROM generate_series(timestamp '2000-01-01', timestamp '2037-12-26', interval '7 days') week;
-END
-""",
-    "whether a zone's offset from UTC changes between 2000 and 2037",
-)
-
 FIRST_DAY = Routine(
     "_partition_first_day",
     "t jsonb, number bigint",
@@ -287,7 +222,8 @@ BEGIN
     RETURN;
   END IF;
   IF t ->> 'interval' = 'hour' THEN
-    marks := _partition_hour_marks(t, _partition_edge_instant(t, number), _partition_edge_instant(t, number + 1));
+    marks := _partition_hour_marks(t, _partition_edge_instant(t, number),
+      _partition_edge_instant(t, number + 1));
     FOR i IN 1 .. cardinality(marks) - 1 LOOP
       EXIT WHEN _partition_key_at(t, marks[i]) > key;
       at := i;
@@ -300,8 +236,8 @@ BEGIN
       || CASE WHEN _partition_first_instant(shown, t ->> 'timezone') < marks[at] THEN 'b' ELSE '' END;
   ELSE
     day := _partition_first_day(t, number);
-    suffix := to_char(day::timestamp, CASE t ->> 'interval' WHEN 'quarter' THEN 'YYYY"_q"Q' WHEN 'month' THEN 'YYYY_MM'
-      WHEN 'year' THEN 'YYYY' ELSE 'YYYY_MM_DD' END);
+    suffix := to_char(day::timestamp, CASE t ->> 'interval' WHEN 'quarter' THEN 'YYYY"_q"Q'
+      WHEN 'month' THEN 'YYYY_MM' WHEN 'year' THEN 'YYYY' ELSE 'YYYY_MM_DD' END);
   END IF;
   -- What the column can hold.
   IF type = 'epoch_s_int4' AND (first < '1901-12-13 20:45:52' OR last > '2038-01-19 03:14:07')
@@ -315,28 +251,6 @@ BEGIN
 END
 """,
     "the window that holds a key; NULL where none can",
-)
-
-PERIOD_FROM = Routine(
-    "_partition_period_from",
-    "instant timestamp, period text, direction integer, zone text",
-    "timestamp",
-    """
-DECLARE
-  unit text := rtrim(split_part(period, ' ', 2), 's');
-  length interval := CASE unit WHEN 'quarter' THEN 3 * direction * split_part(period, ' ', 1)::integer
-    ELSE direction * split_part(period, ' ', 1)::integer END
-    * CASE unit WHEN 'quarter' THEN interval '1 month' ELSE ('1 ' || unit)::interval END;
-BEGIN
-  IF unit = 'hour' THEN
-    RETURN instant + length;
-  END IF;
-  RETURN _partition_first_instant(_partition_wall(instant, zone) + length, zone);
-EXCEPTION WHEN datetime_field_overflow THEN
-  RETURN CASE WHEN direction < 0 THEN '-infinity' ELSE 'infinity' END;
-END
-""",
-    "the instant a period after (1) or before (-1) another, by the calendar of a zone",
 )
 
 CUTOFF = Routine(
@@ -358,9 +272,6 @@ END
 )
 
 ROUTINES = (
-    WALL,
-    FIRST_INSTANT,
-    CHANGES_CLOCKS,
     FIRST_DAY,
     NUMBER,
     DAY_OF,
@@ -370,6 +281,5 @@ ROUTINES = (
     EDGE,
     HOUR_MARKS,
     WINDOW,
-    PERIOD_FROM,
     CUTOFF,
 )

@@ -79,7 +79,8 @@ BEGIN
     RETURN least(greatest(number, -9223372036854775808), 9223372036854775807)::text;
   END IF;
   digits := lpad(to_hex(least(greatest(number, 0), 281474976710655)::bigint), 12, '0')
-    || CASE WHEN key_type = 'uuidv7_full' AND NOT is_upper THEN '70008000000000000000' ELSE repeat('0', 20) END;
+    || CASE WHEN key_type = 'uuidv7_full' AND NOT is_upper THEN '70008000000000000000'
+       ELSE repeat('0', 20) END;
   RETURN digits::uuid::text;
 END
 """,
@@ -111,7 +112,7 @@ DECLARE
   iv bigint[] := ARRAY[1779033703, 3144134277, 1013904242, 2773480762,
                        1359893119, 2600822924, 528734635, 1541459225];
   orders text[] := ARRAY['0123456789ABCDEF', 'EA489FD61C02B753', 'B8C052FDAE367194', '7931DCBE265A40F8',
-    '9057AFE2BC683D14', 'D72C5B038F1E946A', 'C51FED4A0763928B', 'DB7EC13950F4862A', '6FE9B308C2D714A5',
+    '905724AFE1BC683D', '2C6A0B834D75FE19', 'C51FED4A0763928B', 'DB7EC13950F4862A', '6FE9B308C2D714A5',
     'A2847615FB9E3CD0'];
   lanes integer[] := ARRAY[1,5,9,13, 2,6,10,14, 3,7,11,15, 4,8,12,16,
                            1,6,11,16, 2,7,12,13, 3,8,9,14, 4,5,10,15];
@@ -142,7 +143,8 @@ BEGIN
     END LOOP;
   END LOOP;
   h := h # v[1] # v[9];
-  RETURN lpad(to_hex(((h & 255) << 24) + (((h >> 8) & 255) << 16) + (((h >> 16) & 255) << 8) + (h >> 24)), 8, '0');
+  h := ((h & 255) << 24) + (((h >> 8) & 255) << 16) + (((h >> 16) & 255) << 8) + (h >> 24);
+  RETURN lpad(to_hex(h), 8, '0');
 END
 """,
     "what takes the place of what is cut off a long table's name",

@@ -9,11 +9,11 @@ LIST = Routine(
   rows_estimate bigint, bytes bigint, state text)""",
     """
 DECLARE
-  t jsonb; here timestamp; due jsonb;
+  t jsonb; instant timestamp := _partition_now() AT TIME ZONE 'UTC'; line timestamp; w record;
 BEGIN
   FOR t IN SELECT x FROM _partition_tables(target) x WHERE x ->> 'problem' IS NULL LOOP
-    here := _partition_key_at(t, _partition_now() AT TIME ZONE 'UTC');
-    SELECT x.due INTO due FROM _partition_due(t) x;
+    line := _partition_cutoff(t, instant);
+    SELECT * INTO w FROM _partition_window(t, _partition_key_at(t, instant)) x;
     RETURN QUERY
     SELECT t ->> 'table_schema', t ->> 'table_name',
            CASE WHEN p.schema_name = t ->> 'table_schema' THEN p.partition_name
@@ -23,9 +23,10 @@ BEGIN
            CASE WHEN c.relkind = 'p'
              THEN (SELECT sum(pg_total_relation_size(l.relid)) FROM pg_partition_tree(c.oid) l)::bigint
              ELSE pg_total_relation_size(c.oid) END,
-           CASE WHEN p.is_default THEN 'default' WHEN p.is_pending THEN 'half detached'
-             WHEN due @> jsonb_build_array(jsonb_build_object('oid', p.oid::bigint)) THEN 'expired'
-             WHEN p.upper <= here THEN 'past' WHEN p.lower > here THEN 'future' ELSE 'current' END
+           CASE WHEN p.is_default THEN 'default' WHEN p.is_pending THEN 'pending'
+             WHEN p.upper <= line THEN 'expired' WHEN p.upper <= w.lower THEN 'past'
+             WHEN p.lower >= w.upper THEN 'ahead' ELSE 'today' END
+           || CASE WHEN p.mark ^@ @PARTITION_MARK@ OR p.mark ^@ @DETACHING_MARK@ THEN '' ELSE ', by hand' END
     FROM _partition_parts(t) p JOIN pg_class c ON c.oid = p.oid
     ORDER BY p.is_default, p.lower, p.upper;
   END LOOP;
@@ -85,6 +86,22 @@ END
     "whether rows lie in the DEFAULT partition; NULL where this role cannot tell",
 )
 
+DRAINING = Routine(
+    "_partition_is_draining",
+    "t jsonb",
+    "boolean",
+    """
+BEGIN
+  RETURN EXISTS (
+    SELECT FROM pg_description d
+    JOIN pg_class c ON c.oid = d.objoid AND c.relkind = 'r' AND NOT c.relispartition
+    WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0 AND starts_with(d.description, @DRAINING_MARK@)
+    AND d.description ~ format('"oid": ?%s[,}]', t ->> 'oid'));
+END
+""",
+    "whether rows of a table are hidden where an earlier run has gathered them",
+)
+
 FAILURES = Routine(
     "_partition_failures",
     "",
@@ -119,13 +136,13 @@ END
 
 RUNWAY = Routine(
     "_partition_runway",
-    "t jsonb, OUT here timestamp, OUT ends timestamp, OUT days numeric, OUT wanted_days numeric, OUT reaches boolean,"
-    " OUT gaps integer, OUT short boolean, OUT current_missing boolean",
+    "t jsonb, OUT here timestamp, OUT ends timestamp, OUT days numeric, OUT wanted_days numeric,"
+    " OUT reaches boolean, OUT gaps integer, OUT short boolean, OUT current_missing boolean",
     "record",
     """
 DECLARE
   instant timestamp := _partition_now() AT TIME ZONE 'UTC';
-  last timestamp; next timestamp; tomorrow timestamp; p record; w record; reached timestamp; run_ends timestamp;
+  last timestamp; next timestamp; tomorrow timestamp; p record; w record; reached timestamp;
   covered timestamp; premake integer := (t ->> 'premake')::integer; blocked boolean := false;
 BEGIN
   here := _partition_key_at(t, instant);
@@ -177,11 +194,12 @@ END
 HEALTH = Routine(
     "partition_health_summary",
     "",
-    """TABLE (schema_name text, table_name text, status text, runway_days numeric, horizon text, partitions integer,
-  total_bytes bigint, gaps integer, pending_retention integer, stranded boolean, last_run timestamptz, reasons text)""",
+    """TABLE (schema_name text, table_name text, status text, runway_days numeric, horizon text,
+  partitions integer, total_bytes bigint, gaps integer, pending_retention integer, stranded boolean,
+  last_run timestamptz, reasons text)""",
     """
 DECLARE
-  t jsonb; r record; due jsonb; bad text[]; doubtful text[]; has_default boolean; is_half boolean; why text;
+  t jsonb; r record; due jsonb; bad text[]; doubtful text[]; has_default boolean; is_half boolean;
   begins text; ours text[];
 BEGIN
   last_run := _partition_last_run();
@@ -220,26 +238,33 @@ BEGIN
         bad := '{}';
       END IF;
       IF stranded THEN
-        doubtful := doubtful || 'the DEFAULT partition holds rows: see alembic-partitions repair --dry-run'::text;
+        doubtful := doubtful
+          || 'the DEFAULT partition holds rows: see alembic-partitions repair --dry-run'::text;
       END IF;
       IF is_half THEN
         doubtful := doubtful || 'a partition is stuck half-way through DETACH CONCURRENTLY'::text;
+      END IF;
+      IF has_default AND _partition_is_draining(t) THEN
+        doubtful := doubtful || 'rows of a drain that was cut off cannot be seen until repair succeeds'::text;
       END IF;
       IF r.short THEN
         doubtful := doubtful || 'the calendar of windows ends within its horizon'::text;
       END IF;
       begins := concat(schema_name, '.', table_name, ': ');
-      SELECT array_agg(format('the last %s failed: %s', f.run, substr(f.told, length(begins) + 1))) INTO ours
+      SELECT array_agg(format('the last %s failed: %s', f.run, substr(f.told, length(begins) + 1)))
+        INTO ours
       FROM _partition_failures() f
       WHERE starts_with(f.told, begins) AND (f.run <> 'ensure' OR bad <> '{}' OR doubtful <> '{}'
-        OR EXISTS (SELECT FROM _partition_pieces(t, (t ->> 'premake')::integer, (t ->> 'lookback')::integer)));
+        OR EXISTS (SELECT FROM _partition_pieces(t, (t ->> 'premake')::integer,
+                                                 (t ->> 'lookback')::integer)));
       doubtful := doubtful || coalesce(ours, '{}');
     ELSE
       bad := ARRAY[t ->> 'problem'];
     END IF;
     status := CASE WHEN NOT (t ->> 'enabled')::boolean THEN 'HEALTHY'
       WHEN partitions = 0 THEN 'NO_PARTITIONS' WHEN bad <> '{}' THEN 'CRITICAL'
-      WHEN doubtful <> '{}' THEN 'DEGRADED' WHEN pending_retention > 0 THEN 'CLEANUP_NEEDED' ELSE 'HEALTHY' END;
+      WHEN doubtful <> '{}' THEN 'DEGRADED' WHEN pending_retention > 0 THEN 'CLEANUP_NEEDED'
+      ELSE 'HEALTHY' END;
     reasons := CASE WHEN NOT (t ->> 'enabled')::boolean THEN 'its policy is disabled'
       ELSE nullif(array_to_string(bad || doubtful, '; '), '') END;
     RETURN NEXT;
@@ -250,7 +275,7 @@ END
     door=True,
 )
 
-ROUTINES = (LIST, METADATA, STRANDED, FAILURES, LAST_RUN, RUNWAY, HEALTH)
+ROUTINES = (LIST, METADATA, STRANDED, DRAINING, FAILURES, LAST_RUN, RUNWAY, HEALTH)
 
 VIEW = "partition_metadata"
 VIEW_COMMENT = "rows, bytes, last analyze and vacuum of each partition; times are UTC"

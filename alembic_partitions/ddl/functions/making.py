@@ -32,7 +32,8 @@ BEGIN
     EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', child, other);
   END LOOP;
   IF p.identity IN ('f', 'n') THEN
-    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', child, CASE p.identity WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END);
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', child,
+      CASE p.identity WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END);
   END IF;
   IF p.secured THEN
     EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', child);
@@ -96,7 +97,8 @@ BEGIN
         ' call again, or run alembic-partitions ensure');
       EXIT;
     END IF;
-    told := _partition_shown(piece.lower, t ->> 'key_type') || ' to ' || _partition_shown(piece.upper, t ->> 'key_type');
+    told := concat(_partition_shown(piece.lower, t ->> 'key_type'), ' to ',
+      _partition_shown(piece.upper, t ->> 'key_type'));
     FOR attempt IN 1 .. 8 LOOP
       BEGIN
         IF NOT dry_run THEN
@@ -114,7 +116,8 @@ BEGIN
       END;
     END LOOP;
     made := made + 1;
-    done := done || _partition_told(piece.name, CASE WHEN dry_run THEN 'would create' ELSE 'created' END, told);
+    done := done || _partition_told(piece.name,
+      CASE WHEN dry_run THEN 'would create' ELSE 'created' END, told);
   END LOOP;
   SELECT max(x.distance) INTO ends FROM _partition_wanted(t, ahead, 0) x;
   IF ends IS NULL OR ends < ahead THEN
@@ -161,11 +164,13 @@ FIT = Routine(
     """
 BEGIN
   IF t ->> 'problem' IS NOT NULL THEN
-    RAISE EXCEPTION 'table %.% does not fit its policy: %', t ->> 'table_schema', t ->> 'table_name', t ->> 'problem'
-      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Correct the table, or its row in partition_config.';
+    RAISE EXCEPTION 'table %.% does not fit its policy: %', t ->> 'table_schema', t ->> 'table_name',
+      t ->> 'problem' USING ERRCODE = 'object_not_in_prerequisite_state',
+      HINT = 'Correct the table, or its row in partition_config.';
   ELSIF NOT (t ->> 'enabled')::boolean THEN
     RAISE EXCEPTION 'the policy of table %.% is disabled', t ->> 'table_schema', t ->> 'table_name'
-      USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'UPDATE partition_config SET enabled = true.';
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+      HINT = 'UPDATE partition_config SET enabled = true WHERE ...';
   ELSIF pg_is_in_recovery() THEN
     RAISE EXCEPTION 'this server is a standby' USING ERRCODE = 'read_only_sql_transaction',
       HINT = 'Connect to the primary.';
@@ -181,7 +186,7 @@ RECORD = Routine(
     "void",
     """
 DECLARE
-  details jsonb; errors text; counts record;
+  details jsonb; counts record;
 BEGIN
   SELECT count(*) FILTER (WHERE d.action = 'created') AS created,
          count(*) FILTER (WHERE d.action = 'detached') AS detached,
@@ -240,7 +245,8 @@ RESULT = Routine(
     "jsonb",
     """
 BEGIN
-  RETURN jsonb_build_array(jsonb_build_object('told', concat(t ->> 'table_schema', '.', t ->> 'table_name'), 'done', done));
+  RETURN jsonb_build_array(jsonb_build_object('done', done,
+    'told', concat(t ->> 'table_schema', '.', t ->> 'table_name')));
 END
 """,
     "what was done to a table, for the history",
@@ -274,7 +280,8 @@ BEGIN
   IF windows IS NULL OR windows NOT BETWEEN 0 AND {MOST} THEN
     RAISE EXCEPTION 'windows is %, not a number from 0 to {MOST}', coalesce(windows::text, 'NULL')
       USING ERRCODE = 'invalid_parameter_value',
-      HINT = 'One transaction makes {MOST} partitions at most: for more raise premake, and run alembic-partitions ensure.';
+      HINT = 'One transaction makes {MOST} partitions at most: for more raise premake, and run'
+        ' alembic-partitions ensure.';
   END IF;
   SELECT x INTO STRICT t FROM _partition_tables(_partition_named(target)) x;
   PERFORM _partition_fit(t);

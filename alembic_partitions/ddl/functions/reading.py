@@ -83,7 +83,8 @@ DECLARE
   c record; t jsonb; found integer := 0;
 BEGIN
   IF target IS NOT NULL THEN
-    SELECT count(*) INTO found FROM partition_config p WHERE _partition_is_meant(target, p.table_schema, p.table_name);
+    SELECT count(*) INTO found FROM partition_config p
+    WHERE _partition_is_meant(target, p.table_schema, p.table_name);
     IF found = 0 THEN
       RAISE EXCEPTION 'table % has no row in partition_config, so there is no policy to act on', target
         USING ERRCODE = 'undefined_table',
@@ -129,8 +130,8 @@ END
 PARTS = Routine(
     "_partition_parts",
     "t jsonb",
-    """TABLE (oid oid, schema_name text, partition_name text, lower timestamp, upper timestamp, is_default boolean,
-  is_pending boolean, bound text, mark text, kind "char")""",
+    """TABLE (oid oid, schema_name text, partition_name text, lower timestamp, upper timestamp,
+  is_default boolean, is_pending boolean, bound text, mark text, kind "char")""",
     """
 BEGIN
   RETURN QUERY
@@ -192,7 +193,7 @@ PIECES = Routine(
     "TABLE (name text, lower timestamp, upper timestamp, distance integer)",
     """
 DECLARE
-  w record; part record; parts jsonb; taken text[]; suffix text; at timestamp; cuts timestamp[];
+  w record; taken text[]; suffix text; at timestamp; cuts timestamp[];
   zoned boolean := t ->> 'key_type' NOT IN ('timestamp', 'date');
   lowers timestamp[]; uppers timestamp[];
 BEGIN
@@ -240,7 +241,8 @@ SPLITTING = Routine(
     """
 BEGIN
   RETURN mark IS NOT DISTINCT FROM @SPLIT_GROUP_MARK@ OR EXISTS (
-    SELECT FROM pg_description d JOIN pg_class c ON c.oid = d.objoid AND c.relkind = 'p' AND NOT c.relispartition
+    SELECT FROM pg_description d
+    JOIN pg_class c ON c.oid = d.objoid AND c.relkind = 'p' AND NOT c.relispartition
     WHERE d.classoid = 'pg_class'::regclass AND d.objsubid = 0
     AND starts_with(d.description, @SPLITTING_MARK@)
     AND d.description ~ format('"oid": ?%s[,}]', part));

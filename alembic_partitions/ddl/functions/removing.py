@@ -1,4 +1,4 @@
-"""What retention takes, and statistics, as far as PostgreSQL lets a function see to them."""
+"""What retention takes: detached as far as a function may, marked as ddl/removal.py does."""
 
 from .making import OUTCOMES
 from .routine import Routine
@@ -11,7 +11,7 @@ DUE = Routine(
 DECLARE
   instant timestamp := _partition_now() AT TIME ZONE 'UTC';
   line timestamp := _partition_cutoff(t, instant); others text[] := '{}';
-  p record; w record; bounded integer := 0; is_held boolean; stuck text;
+  p record; w record; bounded integer := 0; restored text; stuck text;
 BEGIN
   due := '[]';
   notes := '{}';
@@ -44,18 +44,20 @@ BEGIN
       others := others || p.partition_name;
       CONTINUE;
     END IF;
-    is_held := p.mark ^@ @RESTORED_MARK@ AND substr(p.mark, length(@RESTORED_MARK@) + 1) ~ '^[0-9-]{10} [0-9:.]+Z$';
-    IF is_held THEN
-      is_held := _partition_period_from((substr(p.mark, length(@RESTORED_MARK@) + 1)::timestamptz) AT TIME ZONE 'UTC',
-        t ->> 'grace', 1, t ->> 'timezone') > instant;
+    -- Restored so lately that its grace begins anew.
+    restored := CASE WHEN p.mark ^@ @RESTORED_MARK@ THEN substr(p.mark, length(@RESTORED_MARK@) + 1) END;
+    IF restored ~ '^[0-9-]{10} [0-9:.]+Z$' THEN
+      CONTINUE WHEN _partition_period_from(restored::timestamptz AT TIME ZONE 'UTC', t ->> 'grace', 1,
+        t ->> 'timezone') > instant;
     END IF;
-    CONTINUE WHEN is_held;
     due := due || jsonb_build_array(jsonb_build_object('oid', p.oid::bigint, 'schema', p.schema_name,
       'name', p.partition_name, 'bound', p.bound,
-      'range', _partition_shown(p.lower, t ->> 'key_type') || ' to ' || _partition_shown(p.upper, t ->> 'key_type')));
+      'range', concat(_partition_shown(p.lower, t ->> 'key_type'), ' to ',
+                      _partition_shown(p.upper, t ->> 'key_type'))));
   END LOOP;
   IF others <> '{}' THEN
-    notes := notes || format('%s lack our mark, and stay until somebody detaches them', array_to_string(others, ', '));
+    notes := notes || format('%s: without our mark, so it stays until somebody detaches it',
+      array_to_string(others, ', '));
   END IF;
   IF jsonb_array_length(due) = bounded AND bounded > 0 THEN
     notes := notes || format('%s is the last partition of its table, which stays', due #>> '{-1,name}');
@@ -104,9 +106,10 @@ BEGIN
     RETURN NULL;
   END IF;
   -- Runs of the last hours are no evidence: they may have been made by that very clock.
-  SELECT max(r.started_at) INTO earlier FROM partition_runs r WHERE r.started_at < now() - interval '12 hours';
+  SELECT max(r.started_at) INTO earlier FROM partition_runs r
+  WHERE r.started_at < now() - interval '12 hours';
   IF now() - earlier > interval '45 days' THEN
-    RETURN format('the last run was on %s: if the clock is right, SET alembic_partitions.trust_clock = on',
+    RETURN format('the last run was on %s; if the clock is right, SET alembic_partitions.trust_clock = on',
       earlier::date);
   END IF;
   RETURN NULL;
@@ -189,10 +192,11 @@ BEGIN
     done := done || _partition_told(NULL, 'skipped', note);
   END LOOP;
   IF plan.due <> '[]' AND t ->> 'on_expiry' = 'archive' THEN
-    RETURN done || _partition_told(NULL, 'skipped', 'on_expiry is archive: alembic-partitions maintain sees to it');
+    RETURN done || _partition_told(NULL, 'skipped',
+      'on_expiry is archive: alembic-partitions maintain sees to it');
   ELSIF plan.due <> '[]' AND EXISTS (SELECT FROM _partition_parts(t) p WHERE p.is_pending) THEN
-    RETURN done || _partition_told(NULL, 'skipped', 'a DETACH CONCURRENTLY is half-way: alembic-partitions maintain'
-      ' finishes it');
+    RETURN done || _partition_told(NULL, 'skipped',
+      'a DETACH CONCURRENTLY is half-way: alembic-partitions maintain finishes it');
   END IF;
   FOR part IN SELECT x FROM jsonb_array_elements(plan.due) x LOOP
     IF number = most THEN
@@ -207,7 +211,8 @@ BEGIN
         IF NOT dry_run THEN
           PERFORM _partition_detach(t, part, name);
         END IF;
-        done := done || _partition_told(part ->> 'name', CASE WHEN dry_run THEN 'would detach' ELSE 'detached' END,
+        done := done || _partition_told(part ->> 'name',
+          CASE WHEN dry_run THEN 'would detach' ELSE 'detached' END,
           format('%s, as %s, by a plain DETACH', part ->> 'range', name));
         EXIT;
       EXCEPTION
@@ -248,7 +253,8 @@ BEGIN
     t := t || jsonb_build_object('retention', retention);
   END IF;
   IF t ->> 'retention' IS NULL THEN
-    RAISE NOTICE 'table %.% keeps everything: its policy has no retention', t ->> 'table_schema', t ->> 'table_name';
+    RAISE NOTICE 'table %.% keeps everything: its policy has no retention',
+      t ->> 'table_schema', t ->> 'table_name';
     RETURN;
   ELSIF _partition_is_too_short(t) THEN
     RAISE EXCEPTION 'a retention of % is shorter than one window of table %.%', t ->> 'retention',
@@ -267,7 +273,8 @@ BEGIN
     PERFORM _partition_record('maintain', _partition_result(t, done));
   END IF;
   RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
-  RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, 'not done'::text, _partition_not_done() WHERE done <> '[]';
+  RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, 'not done'::text, _partition_not_done()
+    WHERE done <> '[]';
 END
 """,
     "detach what a table's retention lets go; a dry run unless dry_run is false",
@@ -281,144 +288,11 @@ NOT_DONE = Routine(
     "text",
     """
 BEGIN
-  RETURN 'PostgreSQL runs neither DETACH CONCURRENTLY nor VACUUM in a function: a plain DETACH locks the table'
-    ' until this transaction ends. alembic-partitions maintain does both, drops what on_expiry and grace let go,'
-    ' and archives';
+  RETURN 'a function runs neither DETACH CONCURRENTLY nor VACUUM: a plain DETACH locks the table until this'
+    ' transaction ends; alembic-partitions maintain does both, drops what grace lets go, and archives';
 END
 """,
     "what a function cannot do",
-)
-
-ANALYZE = Routine(
-    "_partition_analyze",
-    "t jsonb, everything boolean, changed boolean, dry_run boolean",
-    "jsonb",
-    """
-DECLARE
-  instant timestamp := _partition_now() AT TIME ZONE 'UTC';
-  here timestamp := _partition_key_at(t, instant);
-  recent boolean := current_setting('server_version_num')::integer >= 180000;
-  part record; done jsonb := '[]'; last timestamptz; last_of_parent timestamptz;
-BEGIN
-  SELECT greatest(s.last_analyze, s.last_autoanalyze) INTO last_of_parent
-  FROM pg_stat_all_tables s WHERE s.relid = (t ->> 'oid')::oid;
-  FOR part IN
-    SELECT x.oid, x.schema_name, x.partition_name AS name, false AS is_parent, ''::text AS word
-    FROM (SELECT p.*, row_number() OVER (ORDER BY p.upper DESC) AS number
-          FROM _partition_parts(t) p
-          LEFT JOIN pg_stat_all_tables s ON s.relid = p.oid
-          WHERE everything OR NOT p.is_default AND NOT p.is_pending AND p.upper <= here
-            AND (greatest(s.last_analyze, s.last_autoanalyze) IS NULL
-                 OR _partition_key_at(t, greatest(s.last_analyze, s.last_autoanalyze) AT TIME ZONE 'UTC') < p.upper)
-         ) x
-    WHERE everything AND recent OR NOT everything AND x.number <= 10
-    UNION ALL
-    -- Up to PostgreSQL 17 it visits each partition, too.
-    SELECT (t ->> 'oid')::oid, t ->> 'table_schema', t ->> 'table_name', true,
-           CASE WHEN recent THEN 'ONLY ' ELSE '' END
-  LOOP
-    IF part.is_parent AND NOT everything AND NOT changed AND done = '[]'
-        AND instant AT TIME ZONE 'UTC' - last_of_parent <= interval '1 day' THEN
-      CONTINUE;
-    END IF;
-    BEGIN
-      IF NOT _partition_may_analyze(part.oid) THEN
-        done := done || _partition_told(part.name, 'skipped', 'only its owner analyzes it');
-        CONTINUE;
-      ELSIF NOT dry_run THEN
-        PERFORM set_config('lock_timeout', '40ms', true);
-        EXECUTE format('ANALYZE %s%I.%I', part.word, part.schema_name, part.name);
-      END IF;
-      done := done || _partition_told(part.name, CASE WHEN dry_run THEN 'would analyze' ELSE 'analyzed' END, NULL);
-    EXCEPTION WHEN OTHERS THEN
-      done := done || _partition_told(part.name, 'skipped', SQLERRM);
-    END;
-  END LOOP;
-  RETURN done;
-END
-""",
-    "analyze all of a table, or the partitions that have just closed and a parent that is stale",
-    volatile=True,
-)
-
-MAY_ANALYZE = Routine(
-    "_partition_may_analyze",
-    "relation oid",
-    "boolean",
-    """
-BEGIN
-  IF (SELECT pg_has_role(c.relowner, 'USAGE') FROM pg_class c WHERE c.oid = relation)
-      OR (SELECT pg_has_role(d.datdba, 'USAGE') FROM pg_database d WHERE d.datname = current_database()) THEN
-    RETURN true;
-  END IF;
-  RETURN current_setting('server_version_num')::integer >= 170000 AND has_table_privilege(relation, 'MAINTAIN');
-END
-""",
-    "whether ANALYZE of a table does anything for this role",
-)
-
-ANALYZE_ALL = Routine(
-    "analyze_partitions",
-    "target text",
-    OUTCOMES,
-    """
-DECLARE
-  t jsonb;
-BEGIN
-  SELECT x INTO STRICT t FROM _partition_tables(_partition_named(target)) x;
-  PERFORM _partition_fit(t);
-  RETURN QUERY SELECT * FROM _partition_outcomes(t, _partition_analyze(t, true, true, false)) o;
-END
-""",
-    "ANALYZE a table and its partitions; locks them against ATTACH until the transaction ends",
-    volatile=True,
-    door=True,
-)
-
-MAINTENANCE = Routine(
-    "run_partition_maintenance",
-    "target text DEFAULT NULL, dry_run boolean DEFAULT true",
-    OUTCOMES,
-    """
-DECLARE
-  t jsonb; done jsonb; results jsonb := '[]'; doubt text := _partition_doubt(); dry boolean := coalesce(dry_run, true);
-BEGIN
-  IF target IS NOT NULL THEN
-    PERFORM _partition_fit(x) FROM _partition_tables(target) x;
-  END IF;
-  IF NOT dry THEN
-    PERFORM _partition_one_run();
-  END IF;
-  FOR t IN SELECT x FROM _partition_tables(target) x WHERE (x ->> 'enabled')::boolean LOOP
-    done := _partition_at_horizon(t, dry);
-    IF t ->> 'problem' IS NULL THEN
-      done := done || _partition_analyze(t, false, jsonb_path_exists(done, '$[*] ? (@.action like_regex "create")'), dry);
-    END IF;
-    results := results || _partition_result(t, done);
-    RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
-  END LOOP;
-  -- Last of all: from a plain DETACH on nobody reads the table until this transaction ends.
-  FOR t IN SELECT x FROM _partition_tables(target) x
-    WHERE (x ->> 'enabled')::boolean AND x ->> 'problem' IS NULL AND x ->> 'retention' IS NOT NULL
-  LOOP
-    IF dry OR doubt IS NULL THEN
-      done := _partition_retired(t, dry);
-    ELSE
-      SELECT CASE WHEN x.due = '[]' THEN '[]' ELSE _partition_told(NULL, 'skipped', doubt) END INTO done
-      FROM _partition_due(t) x;
-    END IF;
-    results := results || _partition_result(t, done);
-    RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
-  END LOOP;
-  IF NOT dry THEN
-    PERFORM _partition_record('maintain', results);
-  END IF;
-  RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, 'not done'::text, _partition_not_done();
-END
-""",
-    "horizon, statistics and retention of one managed table, or of all; a dry run unless dry_run is false",
-    volatile=True,
-    door=True,
 )
 
 RETIRED = Routine(
@@ -436,18 +310,4 @@ END
     volatile=True,
 )
 
-ROUTINES = (
-    TOO_SHORT,
-    DUE,
-    DOUBT,
-    ONE_RUN,
-    DETACH,
-    RETIRE,
-    RETIRED,
-    NOT_DONE,
-    MAY_ANALYZE,
-    ANALYZE,
-    DROP_OLD,
-    ANALYZE_ALL,
-    MAINTENANCE,
-)
+ROUTINES = (TOO_SHORT, DUE, DOUBT, ONE_RUN, DETACH, RETIRE, RETIRED, NOT_DONE, DROP_OLD)
