@@ -6,7 +6,9 @@ The service is a real process that is asked over HTTP, today, but for a night at
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,13 +25,14 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tests.databases import Database, Roles
-from tests.tables import partitions, rows, run, scalar
+from tests.tables import operations, partitions, rows, run, scalar
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import scratch  # noqa: E402
 from web_analytics import demo, feed, serving  # noqa: E402
+from web_analytics.app import create_app  # noqa: E402
 
 HERE = EXAMPLES / "web_analytics"
 TOKEN = "an-analyst-with-a-secret"
@@ -161,8 +164,8 @@ def fill(engine: Engine, table: str, first: datetime, number: int) -> None:
 
 def grow_old(engine: Engine, table: str, now: datetime, first: int, last: int) -> None:
     """Make months as they stand after some time, a row in each."""
-    begin, end = month(now, first), month(now, last + 1) - timedelta(days=1)
-    tell(f"alembic-partitions repair --table {table} --from {begin:%F} --to {end:%F}")
+    with operations(engine) as op:
+        op.create_partitions(table, month(now, first), month(now, last + 1))
     for number in range(first, last + 1):
         fill(engine, table, month(now, number), 1)
 
@@ -417,7 +420,7 @@ def test_people_in_psql_list_extend_rehearse_and_remove(migrated: Engine, now: d
         *names("events", now, -15, -13),
         *names("events", now, -1, 9),
     ], "a rehearsal removes nothing"
-    assert [state for _, state in listed] == ["expired"] * 3 + ["past", "current"] + ["future"] * 9
+    assert [state for _, state in listed] == ["expired"] * 3 + ["past", "today"] + ["ahead"] * 9
 
     run(migrated, "SELECT * FROM drop_old_partitions('events', '12 months', false)")
     assert partitions(migrated, "events") == names("events", now, -1, 9)
@@ -429,39 +432,30 @@ def test_people_in_psql_list_extend_rehearse_and_remove(migrated: Engine, now: d
 # -- roll-back that keeps data ---------------------------------------------------------------------------
 
 
-def test_a_roll_back_of_functions_and_settings_leaves_every_row_and_partition(
-    migrated: Engine, alembic: Config, now: datetime
-) -> None:
-    for table in TABLES:
-        fill(migrated, table, month(now, -1), 300)
-    before = {table: held(migrated, table) for table in TABLES}
-    tell("alembic -c web_analytics/alembic.ini downgrade 0002")
-    assert {table: held(migrated, table) for table in TABLES} == before
-    left = rows(
-        migrated,
-        "SELECT relname FROM pg_class WHERE relname IN ('partition_metadata', 'partition_settings')"
-        " UNION ALL SELECT proname FROM pg_proc WHERE proname ~ 'partition'"
-        " AND pronamespace = 'public'::regnamespace",
-    )
-    assert left == []
-    assert rows(migrated, "SELECT table_name FROM partition_config ORDER BY 1") == [(t,) for t in TABLES]
-
-    command.upgrade(alembic, "head")
-    assert {table: held(migrated, table) for table in TABLES} == before
-    assert len(rows(migrated, SETTINGS)) == len(rows(migrated, "TABLE partition_metadata")) / 8 == 2
-
-
-def test_the_way_back_to_plain_tables_keeps_every_row_and_the_service_goes_on(
+def test_a_roll_back_keeps_every_row_without_our_functions_and_without_partitions(
     migrated: Engine, alembic: Config, now: datetime, tmp_path: Path
 ) -> None:
     for table in TABLES:
         fill(migrated, table, month(now, -1), 300)
         fill(migrated, table, month(now, 1), 60)
     digest = "SELECT count(*), sum(hashtext({0}::text)) FROM {0}"
+    kinds = f"SELECT DISTINCT relkind FROM pg_class WHERE relname IN {TABLES}"
     before = [rows(migrated, digest.format(table)) for table in TABLES]
+
+    tell("alembic -c web_analytics/alembic.ini downgrade 0002")
+    assert [rows(migrated, digest.format(table)) for table in TABLES] == before
+    assert partitions(migrated, "events") == names("events", now, -1, 6)
+    ours = rows(
+        migrated,
+        "SELECT relname FROM pg_class WHERE relname IN ('partition_metadata', 'partition_settings')"
+        " UNION ALL SELECT proname FROM pg_proc WHERE proname ~ 'partition'"
+        " AND pronamespace = 'public'::regnamespace",
+    )
+    assert ours == []
+    assert rows(migrated, "SELECT table_name FROM partition_config ORDER BY 1") == [(t,) for t in TABLES]
+
     tell("alembic -c web_analytics/alembic.ini -n way_back upgrade head")
     assert [rows(migrated, digest.format(table)) for table in TABLES] == before
-    kinds = f"SELECT DISTINCT relkind FROM pg_class WHERE relname IN {TABLES}"
     assert rows(migrated, kinds) == [("r",)]
     with serving_at(tmp_path / "service.log") as client:
         post(client, event(now), event(month(now, -30)))
@@ -482,3 +476,185 @@ def test_the_models_are_the_end_state_of_the_migrations_which_go_back_and_apply_
     assert scalar(migrated, "SELECT to_regclass('events')") is None
     command.upgrade(alembic, "head")
     command.check(alembic)
+
+
+# -- the HTTP API with bearer token ----------------------------------------------------------------------
+
+API = "/api/v1/partitions"
+LOOKS = ("health", "list", "status", "history")
+DEEDS: dict[str, dict[str, Any]] = {
+    "maintenance": {},
+    "create": {"table": "events", "monthsAhead": 9},
+    "analyze": {"table": "events"},
+    "vacuum": {"table": "events"},
+    "cleanup": {"table": "events", "retentionMonths": 6},
+}
+
+
+def done(client: httpx.Client, deed: str, **body: Any) -> dict[str, Any]:
+    """Have something done, and return how its job ended."""
+    answer = client.post(f"{API}/{deed}", json={**body, "dryRun": False})
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    for _ in range(1200):
+        told: dict[str, Any] = client.get(answer.headers["Location"]).json()
+        if told["status"] != "running":
+            break
+        time.sleep(0.05)
+    assert (told["jobId"], told["status"], told["error"]) == (job["jobId"], "done", None), told
+    return told
+
+
+def status_of(client: httpx.Client) -> str:
+    answer = client.get(f"{API}/health")
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["status"])
+
+
+def test_nobody_looks_or_does_anything_without_the_token_and_events_need_none(
+    shared: Running, now: datetime
+) -> None:
+    before = partitions(shared.engine, "events")
+    for told in ("", "Bearer", "Bearer an-analyst-with-another", f"Basic {TOKEN}"):
+        headers = {"Authorization": told} if told else {}
+        with httpx.Client(base_url=shared.client.base_url, headers=headers, trust_env=False) as stranger:
+            answers = [stranger.get(f"{API}/{name}") for name in LOOKS]
+            answers += [
+                stranger.post(f"{API}/{name}", json={**body, "dryRun": False}) for name, body in DEEDS.items()
+            ]
+            assert {answer.status_code for answer in answers} == {401}
+            assert {answer.json()["code"] for answer in answers} == {"unauthorized"}
+            post(stranger, event(now, siteId="stranger"))
+            assert stranger.get("/healthz").json() == {"ok": True}
+    assert partitions(shared.engine, "events") == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("PARTITION_API_TOKEN", "", "a secret of 16 characters or more"),
+        ("PARTITION_API_TOKEN", "secret", "a secret of 16 characters or more"),
+        ("ENABLE_PARTITION_MAINTENANCE", "maybe", "is true or false, not 'maybe'"),
+    ],
+)
+def test_the_service_does_not_start_without_a_token_worth_the_name_or_by_half(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=told):
+        create_app()
+
+
+def test_list_and_status_tell_what_there_is(shared: Running, now: datetime) -> None:
+    client, engine = shared.client, shared.engine
+    done(client, "analyze", table="events")
+    listed = client.get(f"{API}/list", params={"table": "events"}).json()
+    assert [part["name"] for part in listed["partitions"]] == partitions(engine, "events")
+    (current,) = (part for part in listed["partitions"] if "today" in part["state"])
+    assert current["name"] == names("events", now, 0, 0)[0]
+    assert current["from"] == month(now, 0).isoformat()
+    assert current["bytes"] == scalar(engine, f"SELECT pg_total_relation_size('{current['name']}')")
+
+    told = {table["table"]: table for table in client.get(f"{API}/status").json()["tables"]}
+    assert set(told) == {"public.events", "public.goal_completions"}
+    policy = told["public.events"]["policy"]
+    assert (policy["interval"], policy["premake"], policy["retention"]) == ("month", 6, "12 months")
+    assert told["public.events"]["partitionCount"] == len(partitions(engine, "events"))
+
+
+def test_a_dry_run_is_what_everything_is_unless_told_otherwise(shared: Running, now: datetime) -> None:
+    before = {table: partitions(shared.engine, table) for table in TABLES}
+    for name, body in DEEDS.items():
+        answer = shared.client.post(f"{API}/{name}", json=body)
+        assert (answer.status_code, answer.json()["dryRun"]) == (200, True)
+        sent = "".join(script["sql"] for script in answer.json()["statements"])
+        if name == "create":
+            assert names("events", now, 9, 9)[0] in sent
+        if name in ("analyze", "vacuum"):
+            assert f"{name.upper()} " in sent
+    assert {table: partitions(shared.engine, table) for table in TABLES} == before
+
+
+def test_create_analyze_and_vacuum_do_what_they_say(shared: Running, now: datetime) -> None:
+    client, engine = shared.client, shared.engine
+    post(client, event(now, siteId="deeds"))
+    previous, current = names("events", now, -1, 0)
+    done(client, "create", table="goal_completions", monthsAhead=9)
+    assert partitions(engine, "goal_completions")[-3:] == names("goal_completions", now, 7, 9)
+
+    query = f"SELECT last_analyze > '{now}', last_vacuum > '{now}' FROM partition_metadata"
+    done(client, "analyze", table="events", partition=current)
+    assert rows(engine, f"{query} WHERE partition_name = '{current}'") == [(True, None)]
+    done(client, "vacuum", table="events", partition=current)
+    assert rows(engine, f"{query} WHERE partition_name = '{current}'") == [(True, True)]
+    assert rows(engine, f"{query} WHERE partition_name = '{previous}'") != [(True, True)]
+
+
+def test_a_wrong_request_is_refused_with_its_id(shared: Running) -> None:
+    wrong: list[tuple[str, dict[str, Any], int]] = [
+        ("create", {"table": "events", "monthsAhead": -1}, 422),
+        ("create", {"table": "events", "monthsAhead": 100_000}, 422),
+        ("create", {"table": "visits", "monthsAhead": 1}, 404),
+        ("cleanup", {"table": "events", "retention": "soon"}, 422),
+        ("cleanup", {"table": "events", "everything": True}, 422),
+        ("vacuum", {"table": "events", "partition": "events_1999_01"}, 404),
+        ("maintenance", {"dryRun": "no"}, 422),
+    ]
+    for number, (name, body, status) in enumerate(wrong):
+        told = {"X-Request-ID": f"wrong-{number}"}
+        answer = shared.client.post(f"{API}/{name}", json={"dryRun": False, **body}, headers=told)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["requestId"] == answer.headers["X-Request-ID"] == f"wrong-{number}"
+
+
+# -- HEALTHY / CLEANUP_NEEDED / NO_PARTITIONS ------------------------------------------------------------
+
+
+def test_the_state_goes_from_cleanup_needed_to_healthy_to_no_partitions_and_back(
+    migrated: Engine, now: datetime, tmp_path: Path
+) -> None:
+    old = names("events", now, -15, -13)
+    grow_old(migrated, "events", now, -15, -13)
+    with serving_at(tmp_path / "service.log") as client:
+        assert status_of(client) == "CLEANUP_NEEDED"
+        answer = client.post(f"{API}/cleanup", json={"table": "events"})
+        (script,) = answer.json()["statements"]
+        assert re.findall(r"DETACH PARTITION public\.(\w+)", script["sql"]) == old
+        assert partitions(migrated, "events") == [*old, *names("events", now, -1, 6)]
+
+        assert done(client, "cleanup", table="events")["counts"]["detached"] == 3
+        assert partitions(migrated, "events") == names("events", now, -1, 6)
+        kept = [scalar(migrated, f"SELECT count(*) FROM {name}_detached") for name in old]
+        assert kept == [1, 1, 1], "dropped a week later: until then restore brings them back"
+        assert status_of(client) == "HEALTHY"
+
+        for table in TABLES:
+            run(migrated, *(f"DROP TABLE {name}" for name in partitions(migrated, table)))
+        done(client, "analyze", table="events")  # after which it looks anew; else it would in 15 s
+        assert status_of(client) == "NO_PARTITIONS"
+        assert client.get("/health").status_code == 503
+
+        done(client, "maintenance")
+        assert status_of(client) == "HEALTHY"
+        assert partitions(migrated, "events") == names("events", now, -1, 6)
+
+
+# -- ENABLE_PARTITION_MAINTENANCE ------------------------------------------------------------------------
+
+RUNS = "SELECT count(*) FROM partition_runs WHERE action = 'maintain'"
+
+
+def test_the_service_maintains_when_it_is_told_to_and_not_otherwise(
+    migrated: Engine, now: datetime, tmp_path: Path
+) -> None:
+    grow_old(migrated, "goal_completions", now, -14, -13)
+    for enabled in ("false", "true"):
+        with serving_at(tmp_path / f"{enabled}.log", ENABLE_PARTITION_MAINTENANCE=enabled) as client:
+            post(client, event(now))
+            for _ in range(200 if enabled == "true" else 5):
+                if scalar(migrated, RUNS):
+                    break
+                time.sleep(0.05)
+        assert scalar(migrated, RUNS) == (1 if enabled == "true" else 0)
+        left = set(names("goal_completions", now, -14, -13)) & set(partitions(migrated, "goal_completions"))
+        assert len(left) == (0 if enabled == "true" else 2)
