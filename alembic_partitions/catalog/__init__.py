@@ -37,6 +37,7 @@ from .draining import (
     stranded_windows,
 )
 from .figures import (
+    ALERT,
     Figures,
     Rows,
     Run,
@@ -118,6 +119,7 @@ from .values import (
 )
 
 __all__ = [
+    "ALERT",
     "Blocker",
     "Child",
     "Entries",

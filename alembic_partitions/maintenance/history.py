@@ -88,7 +88,9 @@ def last_run(connection: Connection, snapshot: catalog.Snapshot, before: datetim
     runs = ddl.runs_table(snapshot.config_schema)
     try:
         with connection.begin():
-            latest = select(func.max(runs.c.started_at)).where(runs.c.started_at < before)
+            latest = select(func.max(runs.c.started_at)).where(
+                runs.c.started_at < before, runs.c.action != catalog.ALERT
+            )
             found: datetime | None = connection.execute(latest).scalar_one()
             return found
     except DBAPIError:

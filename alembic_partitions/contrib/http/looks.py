@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from sqlalchemy import Connection, literal, select
 from sqlalchemy.util import greenlet_spawn
 
+from alembic_partitions import maintenance
+from alembic_partitions.catalog import Run
 from alembic_partitions.contrib.source import Source
 from alembic_partitions.health import Health
 from alembic_partitions.maintenance import View
@@ -30,6 +32,7 @@ class Looks:
         self.source = source
         self._view: Single[View] = Single(lambda: self._away(source.view))
         self._health: Single[Health] = Single(lambda: self._away(source.health))
+        self._runs: Single[View] = Single(lambda: self._away(lambda: source.run(self._past)))
         self._ping: Single[None] = Single(lambda: self._away(lambda: source.run(_ping)))
 
     async def view(self) -> View:
@@ -39,6 +42,10 @@ class Looks:
     async def health(self) -> Health:
         """Tell whether inserts are safe; see :meth:`Source.health`."""
         return await self._health(PATIENCE)
+
+    async def runs(self) -> Sequence[Run]:
+        """Return the last runs, the newest first."""
+        return (await self._runs(PATIENCE)).runs or ()
 
     async def ping(self) -> None:
         """Make sure that the database answers."""
@@ -50,6 +57,9 @@ class Looks:
         :param patience: seconds to wait for it; ``None`` waits for as long as it takes.
         """
         return await asyncio.wait_for(self._away(lambda: self.source.run(work)), patience)
+
+    def _past(self, side: Connection) -> View:
+        return maintenance.past_runs(side, schema=self.source.schema)
 
     async def _away(self, work: Callable[[], T]) -> T:
         if self.source.is_async:

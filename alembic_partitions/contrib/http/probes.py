@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
+from alembic_partitions.contrib.metrics import PartitionCollector
 from alembic_partitions.health import Health
 
 from . import shapes
@@ -56,12 +59,29 @@ def _called(check: Check) -> Callable[[], Awaitable[object]]:
     return call
 
 
+def _scraper(
+    looks: Looks, gauges: Mapping[str, str], more: CollectorRegistry | None
+) -> Callable[[], Awaitable[bytes]]:
+    collector = PartitionCollector(looks.source, gauges=gauges)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+
+    async def scrape() -> bytes:
+        if looks.source.is_async:
+            await collector.refresh()
+        texts = [await in_thread(partial(generate_latest, each)) for each in (registry, more) if each]
+        return b"".join(texts)
+
+    return scrape
+
+
 def probes(
     looks: Looks,
     jobs: Jobs,
     secrets: Secrets,
     checks: Mapping[str, Check],
     gauges: Mapping[str, str],
+    registry: CollectorRegistry | None,
     records: Callable[[], Iterable[JobRecord]] | None,
     route: type[APIRoute],
     dependencies: list[Any],
@@ -70,6 +90,7 @@ def probes(
     router = APIRouter(tags=["monitoring"], route_class=route, dependencies=dependencies)
     closed = [401] if dependencies else []
     ready = Checks(looks, checks)
+    scrape = Single(_scraper(looks, gauges, registry))
     listed = Single(lambda: in_thread(lambda: list(records() if records is not None else ())))
 
     async def get_healthz() -> Alive:
@@ -92,10 +113,31 @@ def probes(
         response.status_code = 200 if found.ok else 503
         return shapes.in_brief(found, gauges)
 
+    @router.head("/metrics", include_in_schema=False)
+    @router.get(
+        "/metrics",
+        operation_id="getMetrics",
+        response_class=Response,
+        responses={
+            200: {
+                "content": {"text/plain": {"schema": {"type": "string"}}},
+                "description": "For Prometheus.",
+            },
+            **problems(*closed, 500, 503),
+        },
+    )
+    async def get_metrics() -> Response:
+        """Tell how all tables stand, for Prometheus; where the database is away, ``..._up`` is 0."""
+        return Response(await scrape(PATIENCE), media_type=CONTENT_TYPE_LATEST)
+
     async def get_jobs() -> list[JobRecord]:
         """List the last run of each job, and what is under way."""
         view = await looks.view()
-        last = {run.action: shapes.job_record(run, secrets.hide) for run in reversed(view.runs or ())}
+        last = {
+            run.action: shapes.job_record(run, secrets.hide)
+            for run in view.runs or ()
+            if run.action != "alert"
+        }
         if jobs.running is not None:
             last[jobs.running.order.name] = jobs.running.record()
         try:

@@ -49,7 +49,9 @@ def health(found: Health, request_id: str, hide: Hide) -> HealthAnswer:
 
 def in_brief(found: Health, gauges: Mapping[str, str]) -> HealthInBrief:
     """Return what everybody may see: no error, for it may tell of hosts and roles."""
-    days = {table.table: _days(table) for table in found.tables}
+    days = {
+        name: _days(table) for table in found.tables for name in (table.table.partition(".")[2], table.table)
+    }
     own = {name: days.get(table) for table, name in gauges.items()}
     return HealthInBrief(
         **{
