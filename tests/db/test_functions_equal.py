@@ -204,9 +204,7 @@ def test_long_names_are_cut_alike(engine: Engine) -> None:
 DAYS = [
     utc("2026-04-03 13:37:11"),
     utc("2026-04-04 13:59:59"),
-    utc("2026-04-05 01:37:11"),
     utc("2026-04-13 12:00:00"),
-    utc("2026-09-26 13:37:11"),
     utc("2027-04-03 14:00:00"),
 ]
 _TYPES: dict[str, Any] = {
@@ -321,6 +319,7 @@ def test_tables_are_kept_alike_from_day_to_day(engine: Engine, monkeypatch: pyte
     rehearse(monkeypatch, DAYS[0])
     twins(engine)
     assert shape(engine, "py") == shape(engine, "Sql %s")
+    seen = set[str]()
     for day in DAYS:
         rehearse(monkeypatch, day)
         compare_health(engine, day)
@@ -335,6 +334,7 @@ def test_tables_are_kept_alike_from_day_to_day(engine: Engine, monkeypatch: pyte
                 if row.action == "would detach"
             }
             assert gone == to_detach(engine, day, schema), day
+            seen |= {name for name, *_ in gone}
         # The one half by the package, the other by the functions.
         with engine.connect() as connection:
             names = [f"py.{name[:63]}" for name in TABLES]
@@ -351,4 +351,5 @@ def test_tables_are_kept_alike_from_day_to_day(engine: Engine, monkeypatch: pyte
         assert shape(engine, "py") == shape(engine, "Sql %s"), day
         assert to_make(engine, "Sql %s") == set()
         assert ask(engine, day, "SELECT * FROM create_daily_partitions()") == []
-        compare_health(engine, day)
+    compare_health(engine, DAYS[-1])
+    assert seen >= {"nz", "hours", "weeks", "dates", "epochs", "uuids"}

@@ -224,6 +224,7 @@ DAILY = Routine(
 DECLARE
   t jsonb; done jsonb; results jsonb := '[]';
 BEGIN
+  PERFORM _partition_now();  -- one that cannot be read is nobody's fault but the caller's
   FOR t IN SELECT x FROM _partition_tables() x
     WHERE x ->> 'interval' = 'day' AND (x ->> 'enabled')::boolean
   LOOP

@@ -120,8 +120,12 @@ IS_MEANT = Routine(
     "boolean",
     """
 BEGIN
-  RETURN target IN (table_name, quote_ident(table_name), table_schema || '.' || table_name,
-                    quote_ident(table_schema) || '.' || quote_ident(table_name));
+  RETURN target IN (
+    SELECT concat(s.told, n.told)
+    FROM unnest(ARRAY[table_name, quote_ident(table_name),
+                      '"' || replace(table_name, '"', '""') || '"']) n (told),
+         unnest(ARRAY['', table_schema || '.', quote_ident(table_schema) || '.',
+                      '"' || replace(table_schema, '"', '""') || '".']) s (told));
 END
 """,
     "whether somebody who says target means a table",

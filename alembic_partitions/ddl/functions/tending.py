@@ -100,6 +100,7 @@ DECLARE
   t jsonb; done jsonb; results jsonb := '[]'; doubt text := _partition_doubt();
   dry boolean := coalesce(dry_run, true);
 BEGIN
+  PERFORM _partition_now();
   IF target IS NOT NULL THEN
     PERFORM _partition_fit(x) FROM _partition_tables(target) x;
   END IF;
