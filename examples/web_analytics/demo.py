@@ -211,9 +211,10 @@ def shell(line: str) -> subprocess.CompletedProcess[str]:
 
 
 def _short(body: Any) -> str:
-    """Write a body; of many events the first, and how many more."""
+    """Write a body; of many events the first in brief, and how many more."""
     if isinstance(body, list):
-        return f"[{json.dumps(body[0])}, and {len(body) - 1} more]"
+        begins = json.dumps({key: body[0][key] for key in ("occurredAt", "eventType")}).rstrip("}")
+        return f"[{begins}, ...}}, and {len(body) - 1} more]"
     return json.dumps(body)
 
 

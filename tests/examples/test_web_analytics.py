@@ -5,6 +5,7 @@ The service is a real process that is asked over HTTP, today, but for a night at
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ from alembic.config import Config
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
+from alembic_partitions import cli
 from tests.databases import Database, Roles
 from tests.tables import operations, partitions, rows, run, scalar
 
@@ -658,3 +660,42 @@ def test_the_service_maintains_when_it_is_told_to_and_not_otherwise(
         assert scalar(migrated, RUNS) == (1 if enabled == "true" else 0)
         left = set(names("goal_completions", now, -14, -13)) & set(partitions(migrated, "goal_completions"))
         assert len(left) == (0 if enabled == "true" else 2)
+
+
+# -- the demo, and the README ----------------------------------------------------------------------------
+
+
+def shape(line: str) -> str:
+    """A line without what differs from run to run."""
+    return re.sub(r"[0-9a-f]{16}|\d[\d.]*", "0", line.strip())
+
+
+def test_the_demo_runs_as_the_readme_has_it_and_cleans_up(database: Database, engine: Engine) -> None:
+    before = dict(os.environ)
+    out = io.StringIO()
+    assert demo.main(database.url.render_as_string(hide_password=False), out=out) == 0, out.getvalue()
+    assert dict(os.environ) == before
+    told = iter(map(shape, out.getvalue().splitlines()))
+    page = (HERE / "README.md").read_text()
+    block = re.findall(
+        "(?:^    .*\n|^\n)+", page[page.index("    2  What") : page.index("## The run-book")], re.MULTILINE
+    )
+    shown = [shape(line) for line in block[0].splitlines() if line.strip() not in ("", "...")]
+    assert len(shown) > 30
+    missing = next((line for line in shown if line not in told), None)  # in order: `in` goes on from the last
+    assert missing is None, out.getvalue()
+    assert rows(engine, "SELECT datname FROM pg_database WHERE datname LIKE 'web_analytics_demo%'") == []
+
+
+def test_what_the_readme_names_is_there(shared: Running) -> None:
+    page = (HERE / "README.md").read_text()
+    for name in re.findall(r"`(?:way_back/)?(\w+\.py)`", page):
+        assert list(HERE.rglob(name)), name
+    for call in re.findall(r"(\w+\('events'[^)]*\))", page):
+        assert rows(shared.engine, f"SELECT count(*) FROM {call}")
+    paths = shared.client.get("/openapi.json").json()["paths"]
+    for method, path in re.findall(r"(GET|POST) (/[\w/]+)", page):
+        assert method.lower() in paths[path]
+    for words in re.findall(r"`alembic-partitions (restore|upgrade)[^`\n]*`", page):
+        assert words in cli.main.commands
+    assert "events" in shared.client.get("/partitions").text
