@@ -34,7 +34,7 @@ def create_app() -> FastAPI:
     app = FastAPI(title="Web analytics", lifespan=lifespan)
     app.state.engine = engine
     app.include_router(ingest.routes)
-    # /api/v1/partitions, with the token; /healthz, /readyz, /health, /metrics and a page, /partitions, without.
+    # /api/v1/partitions with the token; without it /healthz, /readyz, /health, /metrics, /partitions.
     app.include_router(router(keeper, token=settings.token()))
     app.add_exception_handler(KeyOutsideLimits, _refuse)
     app.add_exception_handler(PartitionPending, _ask_again)
