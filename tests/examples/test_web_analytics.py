@@ -349,6 +349,20 @@ def test_an_operator_needs_no_right_but_update_on_the_settings(migrated: Engine,
             run(engine, statement)
 
 
+def test_with_a_role_for_partitions_the_service_needs_insert_and_select_alone(
+    migrated: Engine, roles: Roles, now: datetime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = roles.create("writer")
+    run(migrated, f'GRANT INSERT, SELECT ON events, goal_completions TO "{writer.username}"')
+    monkeypatch.setenv("PARTITION_DATABASE_URL", os.environ["DATABASE_URL"])
+    monkeypatch.setenv("DATABASE_URL", writer.render_as_string(hide_password=False))
+    with serving_at(tmp_path / "service.log") as client:
+        post(client, event(month(now, 7)))
+        assert status_of(client) == "HEALTHY"
+    for table in TABLES:
+        assert held(migrated, table) == {names(table, now, 7, 7)[0]: 1}
+
+
 # -- inserts over a month boundary -----------------------------------------------------------------------
 
 
@@ -463,8 +477,8 @@ def test_a_roll_back_keeps_every_row_without_our_functions_and_without_partition
         post(client, event(now), event(month(now, -30)))
         assert counted(client) == 362
 
-    alembic.set_main_option("version_locations", f"{HERE}/migrations/versions {HERE}/migrations/way_back")
-    alembic.set_main_option("path_separator", "space")
+    alembic.set_main_option("version_locations", f"{HERE}/migrations/versions\n{HERE}/migrations/way_back")
+    alembic.set_main_option("path_separator", "newline")
     command.downgrade(alembic, "0004")
     assert sum(held(migrated, "events").values()) == 362
     assert rows(migrated, kinds) == [("p",)]
