@@ -400,7 +400,7 @@ def test_a_clock_that_is_rehearsed_needs_its_offset_and_removes_nothing(refusing
         connection.execute(text("SET LOCAL alembic_partitions.now = '2031-04-05 13:37:11Z'"))
         would = connection.execute(text("SELECT action FROM drop_old_partitions('odds')")).scalars().all()
         assert "would detach" in would
-        with pytest.raises(DBAPIError, match="nothing was removed: by a rehearsed clock"):
+        with pytest.raises(DBAPIError, match="nothing was removed: the clock is rehearsed"):
             connection.execute(text("SELECT * FROM drop_old_partitions('odds', dry_run => false)"))
     assert catalog(refusing) == before
 
@@ -494,6 +494,62 @@ def test_a_detach_half_way_is_left_to_the_package(engine: Engine) -> None:
     (found, _) = call(engine, "SELECT action, detail FROM drop_old_partitions('odds', dry_run => false)")
     assert found[0] == "skipped"
     assert "half-way" in found[1]
+
+
+def gone_since(engine: Engine, name: str, days: int) -> None:
+    """Have a detached partition be detached for so many days."""
+    told = mark(engine, name)
+    told["at"] = f"{datetime.now(timezone.utc) - timedelta(days=days):%Y-%m-%d %H:%M:%S.%f}Z"
+    run(engine, f"COMMENT ON TABLE {name} IS $$alembic_partitions: detached {json.dumps(told)}$$")
+
+
+def test_what_was_detached_is_dropped_once_its_grace_is_over_where_on_expiry_says_so(engine: Engine) -> None:
+    expired = history(engine)
+    installed(engine)
+    call(engine, "SELECT * FROM drop_old_partitions('odds', dry_run => false)")
+    ripe, young, renamed = (f"{name}_detached" for name in expired[:3])
+    for name, days in ((ripe, 9), (young, 5), (renamed, 9)):
+        gone_since(engine, name, days)
+    run(engine, f"ALTER TABLE {renamed} RENAME TO mine")
+    names = "SELECT partition_name, action, detail FROM"
+    assert call(engine, f"{names} drop_old_partitions('odds')") == [], "on_expiry is detach"
+    run(engine, "UPDATE partition_config SET on_expiry = 'drop'")
+    found = call(engine, f"{names} drop_old_partitions('odds', dry_run => false)")
+    assert [told for *_, told in found[:1]] == [
+        "on_expiry has changed since it was detached, so its grace begins anew"
+    ]
+    assert mark(engine, ripe)["fate"] == "drop"
+    gone_since(engine, ripe, 9)
+    gone_since(engine, young, 5)
+    with engine.connect() as connection:
+        (script,) = (sql for _, sql in maintenance.plan_maintain(connection, orders=Orders(analyze=False)))
+    assert f"DROP TABLE public.{ripe}" in script
+    assert script.count("DROP TABLE") == 1
+    (would, _) = call(engine, f"{names} drop_old_partitions('odds')")
+    assert would[:2] == (ripe, "would drop")
+    (done, *_) = call(engine, f"{names} run_partition_maintenance(dry_run => false) WHERE action = 'dropped'")
+    assert done[:2] == (ripe, "dropped")
+    assert detached(engine) == sorted(
+        ["mine", *(f"{name}_detached" for name in expired[1:] if name != expired[2])]
+    )
+    with engine.connect() as connection:
+        runs = maintenance.past_runs(connection).runs
+    assert runs is not None
+    assert (runs[0].dropped, runs[0].details["public.odds"]["dropped"]) == (1, [ripe])
+
+
+def test_a_detached_partition_with_a_foreign_key_is_left_to_be_dropped_by_the_package(engine: Engine) -> None:
+    (first, *_) = history(engine, on_expiry="drop")
+    run(engine, "CREATE TABLE races (id int PRIMARY KEY)", "ALTER TABLE odds ADD race int REFERENCES races")
+    installed(engine)
+    call(engine, "SELECT * FROM drop_old_partitions('odds', dry_run => false)")
+    gone_since(engine, f"{first}_detached", 9)
+    found = call(
+        engine, "SELECT partition_name, action, detail FROM drop_old_partitions('odds', NULL, false)"
+    )
+    assert found[0][:2] == (f"{first}_detached", "skipped")
+    assert "foreign keys" in found[0][2]
+    assert f"{first}_detached" in detached(engine)
 
 
 def test_one_run_at_a_time_removes_theirs_and_ours_alike(engine: Engine) -> None:

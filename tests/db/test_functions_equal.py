@@ -241,6 +241,21 @@ def twins(engine: Engine) -> None:
             declare(engine, name[:63], policy(**fields), *columns("at", _TYPES[key]), schema=schema)
 
 
+def damage(engine: Engine) -> None:
+    """What people do to partitions: a gap, a mark that is gone, bounds of their own, a DEFAULT partition."""
+    for schema in ("py", "Sql %s"):
+        run(
+            engine,
+            f'SET search_path = "{schema}"; DROP TABLE nz_2026_04_05',
+            f'SET search_path = "{schema}"; COMMENT ON TABLE nz_2026_04_02 IS NULL',
+            f'SET search_path = "{schema}"; CREATE TABLE old PARTITION OF nz'
+            " FOR VALUES FROM (MINVALUE) TO ('2026-03-01 07:00+00')",
+            f'SET search_path = "{schema}"; CREATE TABLE odd PARTITION OF nz'
+            " FOR VALUES FROM ('2026-04-09 07:00+00') TO ('2026-04-10 07:00:00.5+00')",
+            f'SET search_path = "{schema}"; CREATE TABLE rest PARTITION OF dates DEFAULT',
+        )
+
+
 def rehearse(monkeypatch: pytest.MonkeyPatch, day: datetime) -> None:
     monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", day.isoformat())
 
@@ -322,6 +337,8 @@ def test_tables_are_kept_alike_from_day_to_day(engine: Engine, monkeypatch: pyte
     seen = set[str]()
     for day in DAYS:
         rehearse(monkeypatch, day)
+        if day == DAYS[1]:
+            damage(engine)
         compare_health(engine, day)
         would = ask(engine, day, "SELECT * FROM run_partition_maintenance()")
         for schema in ("py", "Sql %s"):

@@ -23,7 +23,7 @@ from alembic_partitions.plan import (
     SPLITTING_MARK,
 )
 
-from . import arithmetic, bounds, clocks, looking, making, reading, removing, tending
+from . import arithmetic, bounds, clocks, dropping, looking, making, reading, removing, tending
 from .routine import Routine
 
 __all__ = ["ROUTINES", "DropFunctions", "function_elements"]
@@ -35,6 +35,7 @@ ROUTINES: tuple[Routine, ...] = (
     *reading.ROUTINES,
     *making.ROUTINES,
     *removing.ROUTINES,
+    *dropping.ROUTINES,
     *tending.ROUTINES,
     *looking.ROUTINES,
 )

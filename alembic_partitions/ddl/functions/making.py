@@ -82,7 +82,7 @@ END
 
 EXTEND = Routine(
     "_partition_extend",
-    "t jsonb, ahead integer, behind integer, dry_run boolean",
+    "t jsonb, ahead integer, behind integer, room integer, dry_run boolean",
     "jsonb",
     f"""
 DECLARE
@@ -92,7 +92,7 @@ BEGIN
     PERFORM _partition_turn(t);
   END IF;
   FOR piece IN SELECT * FROM _partition_pieces(t, ahead, behind) x LOOP
-    IF made = {MOST} THEN
+    IF made >= room THEN
       done := done || _partition_told(NULL, 'skipped', 'more than {MOST} partitions in one transaction:'
         ' call again, or run alembic-partitions ensure');
       EXIT;
@@ -126,7 +126,7 @@ BEGIN
   RETURN done;
 END
 """,
-    "make what is lacking of the current window, so many after it and so many before it",
+    "make what is lacking of the current window, so many after it and before it, as far as there is room",
     volatile=True,
 )
 
@@ -180,21 +180,34 @@ END
     "refuse a table that nothing is to be done to",
 )
 
+COUNT = Routine(
+    "_partition_count",
+    "results jsonb, what text",
+    "integer",
+    """
+BEGIN
+  RETURN count(*) FROM jsonb_path_query(results, '$[*].done[*].action') a WHERE a #>> '{}' = what;
+END
+""",
+    "how much of something a run has done so far",
+)
+
 RECORD = Routine(
     "_partition_record",
     "run text, results jsonb",
     "void",
     """
 DECLARE
-  details jsonb; counts record;
+  details jsonb; created integer := _partition_count(results, 'created'); failed text;
 BEGIN
-  SELECT count(*) FILTER (WHERE d.action = 'created') AS created,
-         count(*) FILTER (WHERE d.action = 'detached') AS detached,
-         string_agg(format('%s: %s', r.told, concat_ws(': ', d.name, d.detail)), E'\\n')
-           FILTER (WHERE d.action = 'failed') AS failed INTO counts
+  SELECT string_agg(format('%s: %s', r.told, concat_ws(': ', d.name, d.detail)), E'\\n') INTO failed
   FROM jsonb_to_recordset(results) r (told text, done jsonb),
-       jsonb_to_recordset(r.done) d (name text, action text, detail text);
-  IF run = 'ensure' AND counts.created = 0 AND counts.failed IS NULL THEN
+       jsonb_to_recordset(r.done) d (name text, action text, detail text)
+  WHERE d.action = 'failed';
+  IF failed IS NOT NULL THEN
+    RAISE WARNING '%', failed;
+  END IF;
+  IF run = 'ensure' AND created = 0 AND failed IS NULL THEN
     RETURN;
   END IF;
   SELECT coalesce(jsonb_object_agg(s.told, s.changes), '{}') INTO details
@@ -204,10 +217,11 @@ BEGIN
               FROM jsonb_to_recordset(results) r (told text, done jsonb),
                    ROWS FROM (jsonb_to_recordset(r.done) AS (name text, action text, detail text))
                      WITH ORDINALITY d
-              WHERE d.action IN ('created', 'detached', 'analyzed') GROUP BY 1, 2) k
+              WHERE d.action IN ('created', 'detached', 'dropped', 'analyzed') GROUP BY 1, 2) k
         GROUP BY k.told) s;
-  INSERT INTO partition_runs (started_at, action, created, detached, details, error)
-  VALUES (now(), run, counts.created, counts.detached, details, counts.failed);
+  INSERT INTO partition_runs (started_at, action, created, detached, dropped, details, error)
+  VALUES (now(), run, created, _partition_count(results, 'detached'), _partition_count(results, 'dropped'),
+    details, failed);
 EXCEPTION WHEN insufficient_privilege THEN
   RAISE NOTICE 'the run could not be written to partition_runs: %', SQLERRM;
 END
@@ -220,7 +234,7 @@ DAILY = Routine(
     "create_daily_partitions",
     "",
     OUTCOMES,
-    """
+    f"""
 DECLARE
   t jsonb; done jsonb; results jsonb := '[]';
 BEGIN
@@ -228,7 +242,7 @@ BEGIN
   FOR t IN SELECT x FROM _partition_tables() x
     WHERE x ->> 'interval' = 'day' AND (x ->> 'enabled')::boolean
   LOOP
-    done := _partition_at_horizon(t, false);
+    done := _partition_at_horizon(t, {MOST} - _partition_count(results, 'created'), false);
     results := results || _partition_result(t, done);
     RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
   END LOOP;
@@ -255,12 +269,12 @@ END
 
 HORIZON = Routine(
     "_partition_at_horizon",
-    "t jsonb, dry_run boolean",
+    "t jsonb, room integer, dry_run boolean",
     "jsonb",
     """
 BEGIN
   PERFORM _partition_fit(t);
-  RETURN _partition_extend(t, (t ->> 'premake')::integer, (t ->> 'lookback')::integer, dry_run);
+  RETURN _partition_extend(t, (t ->> 'premake')::integer, (t ->> 'lookback')::integer, room, dry_run);
 EXCEPTION WHEN OTHERS THEN
   -- One bad table stops no other.
   RETURN _partition_told(NULL, 'failed', SQLERRM);
@@ -286,7 +300,7 @@ BEGIN
   END IF;
   SELECT x INTO STRICT t FROM _partition_tables(_partition_named(target)) x;
   PERFORM _partition_fit(t);
-  done := _partition_extend(t, windows, 0, false);
+  done := _partition_extend(t, windows, 0, {MOST}, false);
   PERFORM _partition_record('ensure', _partition_result(t, done));
   RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
 END
@@ -312,4 +326,4 @@ END
     "refuse NULL, which means all tables elsewhere",
 )
 
-ROUTINES = (ATTACH, TURN, TOLD, RESULT, EMIT, FIT, RECORD, NAMED, EXTEND, HORIZON, DAILY, FUTURE)
+ROUTINES = (ATTACH, TURN, TOLD, RESULT, EMIT, FIT, COUNT, RECORD, NAMED, EXTEND, HORIZON, DAILY, FUTURE)

@@ -11,7 +11,7 @@ DUE = Routine(
 DECLARE
   instant timestamp := _partition_now() AT TIME ZONE 'UTC';
   line timestamp := _partition_cutoff(t, instant); others text[] := '{}';
-  p record; w record; bounded integer := 0; restored text; stuck text;
+  p record; bounded integer := 0; restored text; stuck text;
 BEGIN
   due := '[]';
   notes := '{}';
@@ -29,14 +29,7 @@ BEGIN
       CONTINUE;
     END IF;
     bounded := bounded + 1;
-    CONTINUE WHEN p.upper > line;
-    -- One that is off the grid was made by another zone: whichever it was, past by then.
-    w := NULL;
-    IF isfinite(p.lower) THEN
-      SELECT * INTO w FROM _partition_window(t, p.lower) x;
-    END IF;
-    CONTINUE WHEN (w IS NULL OR (w.lower, w.upper) IS DISTINCT FROM (p.lower, p.upper))
-      AND p.upper + interval '2 days' > line;
+    CONTINUE WHEN NOT _partition_passed(t, line, p.lower, p.upper);
     IF _partition_is_splitting(p.oid, p.mark) THEN
       notes := notes || format('%s is being split into its windows', p.partition_name);
       CONTINUE;
@@ -92,6 +85,30 @@ END
     "whether a retention is shorter than one window: nobody means that",
 )
 
+PASSED = Routine(
+    "_partition_passed",
+    "t jsonb, line timestamp, lower timestamp, upper timestamp",
+    "boolean",
+    """
+DECLARE
+  w record;
+BEGIN
+  IF line IS NULL OR upper > line THEN
+    RETURN false;
+  END IF;
+  IF isfinite(lower) THEN
+    SELECT * INTO w FROM _partition_window(t, lower) x;
+    IF (w.lower, w.upper) IS NOT DISTINCT FROM (lower, upper) THEN
+      RETURN true;
+    END IF;
+  END IF;
+  -- One that is off the grid was made by another zone: whichever it was, past by then.
+  RETURN upper + interval '2 days' <= line;
+END
+""",
+    "whether a stretch lies wholly before a line",
+)
+
 DOUBT = Routine(
     "_partition_doubt",
     "",
@@ -101,7 +118,7 @@ DECLARE
   earlier timestamptz;
 BEGIN
   IF nullif(current_setting('alembic_partitions.now', true), '') IS NOT NULL THEN
-    RETURN 'by a rehearsed clock nothing is removed: RESET alembic_partitions.now, or leave it a dry run';
+    RETURN 'the clock is rehearsed: RESET alembic_partitions.now, or leave it a dry run';
   ELSIF coalesce(current_setting('alembic_partitions.trust_clock', true), '') NOT IN ('', 'off', 'false') THEN
     RETURN NULL;
   END IF;
@@ -187,6 +204,9 @@ BEGIN
   IF NOT dry_run THEN
     PERFORM _partition_turn(t);
   END IF;
+  IF t ->> 'on_expiry' <> 'archive' THEN
+    done := _partition_discard(t, dry_run);
+  END IF;
   SELECT * INTO plan FROM _partition_due(t) x;
   FOREACH note IN ARRAY plan.notes LOOP
     done := done || _partition_told(NULL, 'skipped', note);
@@ -206,6 +226,10 @@ BEGIN
     END IF;
     number := number + 1;
     name := _partition_name(part ->> 'name', 'detached', '{}', part ->> 'schema');
+    IF number = 1 AND NOT dry_run THEN
+      RAISE NOTICE 'a plain DETACH keeps everybody from table %.% until this transaction ends',
+        t ->> 'table_schema', t ->> 'table_name';
+    END IF;
     FOR attempt IN 1 .. 8 LOOP
       BEGIN
         IF NOT dry_run THEN
@@ -277,7 +301,7 @@ BEGIN
     WHERE done <> '[]';
 END
 """,
-    "detach what a table's retention lets go; a dry run unless dry_run is false",
+    "detach what retention lets go, drop what on_expiry and grace do; a dry run unless dry_run is false",
     volatile=True,
     door=True,
 )
@@ -288,8 +312,7 @@ NOT_DONE = Routine(
     "text",
     """
 BEGIN
-  RETURN 'a function runs neither DETACH CONCURRENTLY nor VACUUM: a plain DETACH locks the table until this'
-    ' transaction ends; alembic-partitions maintain does both, drops what grace lets go, and archives';
+  RETURN 'a function runs neither DETACH CONCURRENTLY nor VACUUM: alembic-partitions maintain does';
 END
 """,
     "what a function cannot do",
@@ -310,4 +333,4 @@ END
     volatile=True,
 )
 
-ROUTINES = (TOO_SHORT, DUE, DOUBT, ONE_RUN, DETACH, RETIRE, RETIRED, NOT_DONE, DROP_OLD)
+ROUTINES = (TOO_SHORT, PASSED, DUE, DOUBT, ONE_RUN, DETACH, RETIRE, RETIRED, NOT_DONE, DROP_OLD)

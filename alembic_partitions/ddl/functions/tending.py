@@ -1,6 +1,6 @@
 """Statistics, and the daily run: the horizon, statistics, then retention."""
 
-from .making import OUTCOMES
+from .making import MOST, OUTCOMES
 from .routine import Routine
 
 ANALYZE = Routine(
@@ -95,7 +95,7 @@ MAINTENANCE = Routine(
     "run_partition_maintenance",
     "target text DEFAULT NULL, dry_run boolean DEFAULT true",
     OUTCOMES,
-    """
+    f"""
 DECLARE
   t jsonb; done jsonb; results jsonb := '[]'; doubt text := _partition_doubt();
   dry boolean := coalesce(dry_run, true);
@@ -108,7 +108,7 @@ BEGIN
     PERFORM _partition_one_run();
   END IF;
   FOR t IN SELECT x FROM _partition_tables(target) x WHERE (x ->> 'enabled')::boolean LOOP
-    done := _partition_at_horizon(t, dry);
+    done := _partition_at_horizon(t, {MOST} - _partition_count(results, 'created'), dry);
     IF t ->> 'problem' IS NULL THEN
       done := done || _partition_analyze(t, false, done::text ~ '"action": "(would create|created)"', dry);
     END IF;
@@ -122,7 +122,8 @@ BEGIN
     IF dry OR doubt IS NULL THEN
       done := _partition_retired(t, dry);
     ELSE
-      SELECT CASE WHEN x.due = '[]' THEN '[]' ELSE _partition_told(NULL, 'skipped', doubt) END INTO done
+      SELECT CASE WHEN x.due = '[]' AND NOT EXISTS (SELECT FROM _partition_detached(t)) THEN '[]'
+        ELSE _partition_told(NULL, 'skipped', 'nothing is removed: ' || doubt) END INTO done
       FROM _partition_due(t) x;
     END IF;
     results := results || _partition_result(t, done);
