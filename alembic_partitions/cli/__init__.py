@@ -12,6 +12,7 @@ from . import (
     maintaining,
     migrating,
     repairing,
+    serving,
     showing,
     splitting,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "maintaining",
     "migrating",
     "repairing",
+    "serving",
     "showing",
     "splitting",
 ]

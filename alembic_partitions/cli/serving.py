@@ -1,0 +1,128 @@
+"""``serve``: health, metrics, the page and the API over HTTP, in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import click
+from sqlalchemy import Connection, Engine
+
+from alembic_partitions import deploy
+from alembic_partitions.talk import shown_log
+
+from .connecting import address, engine_of
+from .door import EXIT_OK, Call, alembic_options, main
+
+if TYPE_CHECKING:
+    from alembic_partitions.contrib.source import Watched
+
+TOKEN_VARIABLE = "ALEMBIC_PARTITIONS_TOKEN"
+
+_NEEDS = ("fastapi", "uvicorn", "prometheus_client", "jinja2")
+# Seconds that requests under way are waited for; a job then has another few to end its step.
+_GRACE = 5
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any.")
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False),
+    help=f"A file with the token that /api asks for (else env: {TOKEN_VARIABLE}); 16 characters or more.",
+)
+@click.option("--closed", is_flag=True, help="Ask for the token everywhere: monitoring and the page, too.")
+@click.option(
+    "--archive-to",
+    type=click.Path(file_okay=False),
+    help="Folder for what on_expiry='archive' exports (env: ALEMBIC_PARTITIONS_ARCHIVE).",
+)
+@click.option(
+    "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
+)
+@click.option("--schema", help="Where partition_config is, if there are several.")
+@alembic_options
+@click.pass_obj
+def serve(
+    call: Call,
+    host: str,
+    port: int,
+    token_file: str | None,
+    closed: bool,
+    archive_to: str | None,
+    url: str | None,
+    schema: str | None,
+) -> int:
+    """Serve health, metrics, a page and an API over HTTP, until it is told to end.
+
+    Without a token: /healthz, /readyz, /health, /metrics, /ops/jobs, and the page /partitions. With it
+    ("Authorization: Bearer ..."): /api/v1/partitions. What is there, /openapi.json tells.
+    """
+    if not all(map(importlib.util.find_spec, _NEEDS)):
+        raise click.ClickException('this needs an extra: pip install "alembic-partitions[http]".')
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token_file is not None:
+        with click.open_file(token_file, encoding="utf-8") as file:
+            token = file.read().strip()
+    with shown_log():
+        engine = _engine(call, url)
+        _serve(engine, host, port, token, closed, archive_to, schema)
+    return EXIT_OK
+
+
+def _engine(call: Call, url: str | None) -> Engine:
+    """Return an engine for a URL, or the one that env.py opens."""
+    if url is not None:
+        return engine_of(address(call, url))
+    found: list[Engine] = []
+
+    def beside(connection: Connection) -> None:
+        found.append(connection.engine)
+
+    with deploy.visiting(beside, prepare=call.learn):
+        call.alembic("current")
+    if len(found) != 1:
+        raise click.ClickException(f"env.py opens {len(found)} databases: say which one with --url.")
+    return found[0]
+
+
+def _serve(
+    watched: Watched,
+    host: str,
+    port: int,
+    token: str | None,
+    closed: bool,
+    archive_to: str | None,
+    schema: str | None,
+) -> None:
+    import uvicorn
+
+    from alembic_partitions.contrib.http import create_app
+
+    app = create_app(watched, token=token, schema=schema, open_probes=not closed, archive_to=archive_to)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            log_config=None,
+            access_log=False,  # ours has the request id
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE,
+        )
+    )
+    logger = logging.getLogger("uvicorn.error")
+    logger.handlers = logging.getLogger("alembic_partitions").handlers
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for name in ("alembic_partitions", "uvicorn.error"):  # which env.py's own logging may have silenced
+        logging.getLogger(name).disabled = False
+    # uvicorn ends in order, and then raises the signal once more.
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    server.run()
+    if not server.started:
+        raise click.ClickException(f"it cannot listen at {host}, port {port}.")
