@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 from typing_extensions import Self
 
@@ -189,7 +189,15 @@ TableName = Annotated[
 PartitionName = Annotated[
     str, Field(min_length=1, max_length=63, pattern=_NAME, description="As it is listed, without its schema.")
 ]
-Days = Annotated[int, Field(ge=1, le=36_500)]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# 3.0 is an integer to JSON.
+_WHOLE = BeforeValidator(_whole)
+Days = Annotated[int, Field(ge=1, le=36_500), _WHOLE]
 DryRun = Annotated[bool, Field(description="Say what would be sent; change nothing.")]
 
 
@@ -215,9 +223,9 @@ class CreateOrder(Told):
     )
 
     table: TableName
-    months_ahead: Annotated[int, Field(ge=1, le=120)] | None = None
-    days_ahead: Annotated[int, Field(ge=1, le=3660)] | None = None
-    count: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+    months_ahead: Annotated[int, Field(ge=1, le=120), _WHOLE] | None = None
+    days_ahead: Annotated[int, Field(ge=1, le=3660), _WHOLE] | None = None
+    count: Annotated[int, Field(ge=1, le=1000), _WHOLE] | None = Field(
         default=None, description="Windows after the current one."
     )
     dry_run: DryRun = True
@@ -271,7 +279,7 @@ class CleanupOrder(Told):
     retention: (
         Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5} (hour|day|week|month|quarter|year)s?$")] | None
     ) = Field(default=None, examples=["12 months"])
-    retention_months: Annotated[int, Field(ge=1, le=1200)] | None = None
+    retention_months: Annotated[int, Field(ge=1, le=1200), _WHOLE] | None = None
     retention_days: Days | None = None
     dry_run: DryRun = True
 
