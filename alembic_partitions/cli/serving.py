@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import signal
-from typing import TYPE_CHECKING
+from contextlib import suppress
 
 import click
 from sqlalchemy import Connection, Engine
@@ -16,9 +16,6 @@ from alembic_partitions.talk import shown_log
 
 from .connecting import address, engine_of
 from .door import EXIT_OK, Call, alembic_options, main
-
-if TYPE_CHECKING:
-    from alembic_partitions.contrib.source import Watched
 
 TOKEN_VARIABLE = "ALEMBIC_PARTITIONS_TOKEN"
 
@@ -91,7 +88,7 @@ def _engine(call: Call, url: str | None) -> Engine:
 
 
 def _serve(
-    watched: Watched,
+    engine: Engine,
     host: str,
     port: int,
     token: str | None,
@@ -103,12 +100,13 @@ def _serve(
 
     from alembic_partitions.contrib.http import create_app
 
-    app = create_app(watched, token=token, schema=schema, open_probes=not closed, archive_to=archive_to)
+    app = create_app(engine, token=token, schema=schema, open_probes=not closed, archive_to=archive_to)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
+            ws="none",
             log_config=None,
             access_log=False,  # ours has the request id
             server_header=False,
@@ -123,6 +121,7 @@ def _serve(
         logging.getLogger(name).disabled = False
     # uvicorn ends in order, and then raises the signal once more.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
-    server.run()
+    with suppress(SystemExit):  # told in one line, as everything is
+        server.run()
     if not server.started:
         raise click.ClickException(f"it cannot listen at {host}, port {port}.")

@@ -224,13 +224,18 @@ def test_another_method_is_405_in_our_words(site: Web) -> None:
     }
 
 
-def test_an_application_of_its_own_answers_everything_in_our_words(shared: Engine) -> None:
+def test_an_application_of_its_own_answers_everything_in_our_words(
+    shared: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
     with web(create_app(shared, token=TOKEN)) as client:
         found = client.get("/nowhere", headers={"X-Request-ID": "r-2"})
         assert (found.status_code, found.headers["X-Request-ID"]) == (404, "r-2")
         assert found.json() == {"error": "Not Found", "code": "not_found", "requestId": "r-2"}
         assert client.get("/healthz", headers={"X-Request-ID": "r-3"}).headers["X-Request-ID"] == "r-3"
         assert client.get("/docs").status_code == 404
+        caplog.set_level(logging.INFO, "alembic_partitions")
+        client.get("/forged%0Aline")
+        assert "GET /forged%0Aline: 404 in " in caplog.text
 
 
 def test_what_nobody_expected_is_500_without_details_and_logged_without_secrets(
@@ -250,6 +255,29 @@ def test_what_nobody_expected_is_500_without_details_and_logged_without_secrets(
     assert "Traceback" in caplog.text
     assert "RuntimeError: bug at postgresql://me:***@there/ with ***" in caplog.text
     assert "[request r-4]" in caplog.text
+
+
+def test_the_openapi_says_what_needs_the_token_and_keeps_its_names(shared: Engine) -> None:
+    with web(create_app(shared, token=TOKEN)) as client:
+        told = client.get("/openapi.json").json()
+    with web(create_app(shared, token=TOKEN, open_probes=False)) as client:
+        closed = client.get("/openapi.json").json()
+    operations = {o["operationId"]: o for path in told["paths"].values() for o in path.values()}
+    assert {name for name, operation in operations.items() if operation.get("security")} == {
+        "getPartitionHealth",
+        "listPartitions",
+        "getPartitionStatus",
+        "getPartitionHistory",
+        "getPartitionJob",
+        "maintainPartitions",
+        "createPartitions",
+        "analyzePartitions",
+        "vacuumPartitions",
+        "cleanUpPartitions",
+    }
+    assert operations.keys() == {o["operationId"] for path in closed["paths"].values() for o in path.values()}
+    assert all(operation["security"] for path in closed["paths"].values() for operation in path.values())
+    assert told["components"]["securitySchemes"]["bearerToken"]["scheme"] == "bearer"
 
 
 # -- what there is -------------------------------------------------------------------------------------
