@@ -76,7 +76,7 @@ def _connect(call: Call, url: str | None, beside: Callable[[Connection], None]) 
         with deploy.visiting(beside, prepare=call.learn):
             call.alembic("current")
         return
-    engine = engine_of(address(call, url))
+    engine = _engine(address(call, url))
     if not engine.dialect.is_async:
         with engine.connect() as connection:
             beside(connection)
@@ -97,7 +97,15 @@ def place(url: URL) -> tuple[str | None, int, str | None]:
     return url.host, url.port or 5432, url.database
 
 
-def engine_of(url: URL) -> Engine:
+def engine_at(call: Call, url: str) -> Engine:
+    """Return an engine for a URL, without asking whether the database is there."""
+    engine = _engine(address(call, url))
+    if engine.dialect.name != "postgresql":
+        raise click.ClickException(f"{engine.dialect.name} is not PostgreSQL.")
+    return engine
+
+
+def _engine(url: URL) -> Engine:
     if not url.get_dialect().is_async:
         return create_engine(url, poolclass=NullPool)
     from sqlalchemy.ext.asyncio import create_async_engine

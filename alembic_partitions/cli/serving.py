@@ -9,13 +9,15 @@ import signal
 from contextlib import suppress
 
 import click
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
-from alembic_partitions import deploy
+from alembic_partitions.errors import ExtraMissing
 from alembic_partitions.talk import shown_log
 
-from .connecting import address, engine_of
+from .connecting import engine_at, visit
 from .door import EXIT_OK, Call, alembic_options, main
+
+logger = logging.getLogger("alembic_partitions")
 
 TOKEN_VARIABLE = "ALEMBIC_PARTITIONS_TOKEN"
 
@@ -59,8 +61,9 @@ def serve(
     Without a token: /healthz, /readyz, /health, /metrics, /ops/jobs, and the page /partitions. With it
     ("Authorization: Bearer ..."): /api/v1/partitions. What is there, /openapi.json tells.
     """
-    if not all(map(importlib.util.find_spec, _NEEDS)):
-        raise click.ClickException('this needs an extra: pip install "alembic-partitions[http]".')
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ExtraMissing(what="serve", package=" and ".join(missing), extra="http")
     token = os.environ.get(TOKEN_VARIABLE)
     if token_file is not None:
         with click.open_file(token_file, encoding="utf-8") as file:
@@ -72,16 +75,13 @@ def serve(
 
 
 def _engine(call: Call, url: str | None) -> Engine:
-    """Return an engine for a URL, or the one that env.py opens."""
+    """Return an engine for a URL, or one that connects as env.py does."""
     if url is not None:
-        return engine_of(address(call, url))
-    found: list[Engine] = []
-
-    def beside(connection: Connection) -> None:
-        found.append(connection.engine)
-
-    with deploy.visiting(beside, prepare=call.learn):
-        call.alembic("current")
+        return engine_at(call, url)
+    try:
+        found = [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+    finally:
+        logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
     if len(found) != 1:
         raise click.ClickException(f"env.py opens {len(found)} databases: say which one with --url.")
     return found[0]
@@ -113,12 +113,9 @@ def _serve(
             timeout_graceful_shutdown=_GRACE,
         )
     )
-    logger = logging.getLogger("uvicorn.error")
-    logger.handlers = logging.getLogger("alembic_partitions").handlers
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for name in ("alembic_partitions", "uvicorn.error"):  # which env.py's own logging may have silenced
-        logging.getLogger(name).disabled = False
+    spoken = logging.getLogger("uvicorn.error")
+    spoken.handlers, spoken.propagate, spoken.disabled = logger.handlers, False, False
+    spoken.setLevel(logging.INFO)
     # uvicorn ends in order, and then raises the signal once more.
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     with suppress(SystemExit):  # told in one line, as everything is

@@ -11,7 +11,9 @@ from .ensuring import (
     with_free_names,
 )
 from .history import (
+    Standing,
     record,
+    standing,
 )
 from .indexing import (
     create_index,
@@ -68,6 +70,7 @@ __all__ = [
     "RepairPlan",
     "Report",
     "SplitPlan",
+    "Standing",
     "TablePlan",
     "TableResult",
     "TableView",
@@ -96,6 +99,7 @@ __all__ = [
     "repair",
     "restore",
     "split",
+    "standing",
     "tend",
     "with_free_names",
 ]
