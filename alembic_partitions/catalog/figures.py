@@ -230,20 +230,19 @@ def recent_runs(
     return [_run(row) for row in connection.execute(query)]
 
 
-def last_runs(connection: Connection, config_schema: str) -> list[Run]:
-    """Return the last run of each kind."""
+def last_runs(connection: Connection, config_schema: str) -> tuple[list[Run], dict[str, datetime]]:
+    """Return the last run of each kind, the newest first, and when the last one that went well ended."""
     runs = _runs_in(config_schema)
     newest = select(func.max(runs.c.id)).where(runs.c.action != ALERT).group_by(runs.c.action)
-    return [_run(row) for row in connection.execute(select(runs).where(runs.c.id.in_(newest)))]
-
-
-def last_successes(connection: Connection, config_schema: str) -> dict[str, datetime]:
-    """Return when the last run of each kind that went well came to its end."""
-    runs = _runs_in(config_schema)
-    end = func.max(runs.c.finished_at).label("finished_at")
-    ends = select(runs.c.action, end).group_by(runs.c.action)
-    found = connection.execute(ends.where(runs.c.action != ALERT, runs.c.error.is_(None)))
-    return {row.action: row.finished_at for row in found}
+    wanted = newest.union_all(newest.where(runs.c.error.is_(None)))
+    found = connection.execute(select(runs).where(runs.c.id.in_(wanted)).order_by(runs.c.id.desc()))
+    last: dict[str, Run] = {}
+    successes: dict[str, datetime] = {}
+    for run in map(_run, found):
+        last.setdefault(run.action, run)
+        if run.error is None:
+            successes.setdefault(run.action, run.finished_at)
+    return list(last.values()), successes
 
 
 def _runs_in(schema: str) -> Any:

@@ -131,10 +131,7 @@ def look(
     runs, successes = unknown.read(
         connection,
         "past runs",
-        lambda: (
-            catalog.last_runs(connection, snapshot.config_schema),
-            catalog.last_successes(connection, snapshot.config_schema),
-        ),
+        lambda: catalog.last_runs(connection, snapshot.config_schema),
     ) or (None, None)
     gathered = unknown.read(
         connection,
@@ -163,7 +160,7 @@ def look(
             rehearsed=bool(os.environ.get(NOW_VARIABLE)),
             in_recovery=snapshot.in_recovery,
             tables=tuple(views),
-            runs=None if runs is None else tuple(sorted(runs, key=lambda run: run.id, reverse=True)),
+            runs=None if runs is None else tuple(runs),
             successes=successes,
             unknown=tuple(unknown.told),
         ),
