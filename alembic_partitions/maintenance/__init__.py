@@ -6,7 +6,9 @@ from .ensuring import (
     with_free_names,
 )
 from .history import (
+    Standing,
     record,
+    standing,
 )
 from .indexing import (
     create_index,
@@ -61,6 +63,7 @@ __all__ = [
     "RepairPlan",
     "Report",
     "SplitPlan",
+    "Standing",
     "TablePlan",
     "TableResult",
     "TableView",
@@ -86,5 +89,6 @@ __all__ = [
     "repair",
     "restore",
     "split",
+    "standing",
     "with_free_names",
 ]
