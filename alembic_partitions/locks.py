@@ -167,6 +167,17 @@ def one_schedule(engine: Engine, config_schema: str) -> Iterator[HeldLock]:
 
 
 @contextmanager
+def one_job(engine: Engine, config_schema: str, patience: float = 0.0) -> Iterator[HeldLock]:
+    """Let one process at a time do, as a whole, what somebody asks for over the network.
+
+    :param patience: seconds to wait for another job to end.
+    :raises RunUnderWay: it did not.
+    """
+    with _one(engine, ("alembic_partitions job", config_schema), patience) as lock:
+        yield lock
+
+
+@contextmanager
 def one_conversion(engine: Engine, table: str, patience: float = 2.0) -> Iterator[HeldLock]:
     """Let one process at a time convert a table, which may take hours that no other run is to wait for.
 

@@ -10,12 +10,11 @@ from itertools import groupby
 from rich.cells import cell_len
 from rich.text import Text
 
+from alembic_partitions.coverage import ASCII, UNICODE, Cell, coverage, today_column
 from alembic_partitions.health import Level
 from alembic_partitions.plan import Runway
 from alembic_partitions.standing import Row
-
-from .coverage import ASCII, UNICODE, Cell, coverage, today_column
-from .words import policy_words, printable, retention_words, runway_words, size, stretch
+from alembic_partitions.words import policy_words, printable, retention_words, runway_words, size, stretch
 
 # Colours only help: every sign is another character, too.
 _CELLS = {

@@ -28,7 +28,6 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import scratch  # noqa: E402
-from ladder_levels import feed  # noqa: E402
 from ladder_levels.settings import Settings, SettingsError  # noqa: E402
 
 HERE = EXAMPLES / "ladder_levels"

@@ -1,4 +1,4 @@
-"""Sizes, times and policies in words, as an operator reads them. Pure."""
+"""Sizes, times, policies and runs in words, as an operator reads them. Pure."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import math
 from contextlib import suppress
 from datetime import datetime, time, timedelta
 
-from alembic_partitions.health import TableHealth
-from alembic_partitions.periods import Grid, KeyValue, first_instant, zone
-from alembic_partitions.plan import Runway, instant_of, local
-from alembic_partitions.policy import PartitionPolicy
+from .catalog import Run
+from .health import TableHealth
+from .periods import Grid, KeyValue, first_instant, zone
+from .plan import Runway, instant_of, local
+from .policy import PartitionPolicy
 
 #: What could not be told, or read.
 UNKNOWN = "unknown"
 
+_SAID = {"tended": "analyzed"}
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -96,3 +98,13 @@ def stretch(grid: Grid, lower: KeyValue | None, upper: KeyValue | None) -> str:
     begin = "" if lower is None else when(grid, lower)
     end = "" if upper is None else when(grid, upper)
     return f"up to {end}" if not begin else f"{begin} to {end}" if end else f"from {begin} on"
+
+
+def done(run: Run) -> str:
+    """Say what a run did, without what it did not."""
+    counts = {name: getattr(run, name) for name in ("created", "detached", "archived", "dropped")}
+    # What has no column of its own is a list in the details of each table.
+    for name in ("restored", "mended", "tended"):
+        counts[name] = sum(len(changes.get(name, ())) for changes in run.details.values())
+    told = [f"{count:,} {_SAID.get(name, name)}" for name, count in counts.items() if count]
+    return ", ".join([*told, *([f"{run.moved:,} rows moved"] if run.moved else [])])
