@@ -23,30 +23,23 @@ GAUGES = {TABLE: "ladder_levels_partition_horizon_days"}
 async def start(keeper: AsyncKeeper) -> None:
     """Provision now and every 12 hours, for as long as the process lives."""
 
-    def told(report: Report | None, error: Exception | None) -> None:
-        if error is not None:
-            log.error("partition provisioning failed", extra=fields(error=str(error)))
-        elif report is None:
-            log.info("partition provisioning is done by another process")
-        elif report.failure is not None:
-            log.error("partition provisioning failed", extra=fields(error=report.failure))
-        else:
-            log.info("partition provisioning acquired lock", extra=fields(created=report.created))
-            say_horizon(keeper)
+    async def told(report: Report | None, error: Exception | None) -> None:
+        if report is None or report.failure is not None:
+            log.error(
+                "partition provisioning failed", extra=fields(error=report.failure if report else str(error))
+            )
+            return
+        log.info("partition provisioning acquired lock", extra=fields(created=report.created))
+        for table in (await keeper.health()).tables:
+            log.info("coverage horizon: %s", last_day(table), extra=fields(table=table.table))
 
-    await keeper.start(every=EVERY, on_run=told)
+    # In a process that starts while another has the lock, or had it within 12 hours, nothing is run; that the
+    # horizon is there is made sure of all the same.
+    await keeper.start(every=EVERY, ensure_first=True, on_run=told)
     log.info("partition provisioner started", extra=fields(every=EVERY))
 
 
-def say_horizon(keeper: AsyncKeeper) -> None:
-    """Log the last day whose rows find their partition."""
-    for table in keeper.sync_keeper.health().tables:
-        day = last_day(table)
-        if day is not None:
-            log.info("coverage horizon: %s", day, extra=fields(days=table.runway))
-
-
-def last_day(table: TableHealth) -> str | None:
-    """Return the last day that is covered as a whole, if there is one."""
+def last_day(table: TableHealth) -> str:
+    """Return the last day whose rows all find their partition."""
     end = table.horizon
-    return f"{end - timedelta(microseconds=1):%F}" if isinstance(end, datetime) else None
+    return f"{end - timedelta(microseconds=1):%Y-%m-%d}" if isinstance(end, datetime) else "none"

@@ -6,13 +6,18 @@ Recorders, scripts and commands are real processes, with real roles; psql comes 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -20,7 +25,7 @@ from alembic.config import Config
 from sqlalchemy import URL, Engine, NullPool, create_engine
 from sqlalchemy.exc import ProgrammingError
 
-from tests.databases import Database, Roles
+from tests.databases import Database, Databases, Roles
 from tests.postgres import locate
 from tests.tables import rows, run, scalar
 
@@ -28,6 +33,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import scratch  # noqa: E402
+from ladder_levels import feed, recorder  # noqa: E402
 from ladder_levels.settings import Settings, SettingsError  # noqa: E402
 
 HERE = EXAMPLES / "ladder_levels"
@@ -48,6 +54,29 @@ def names(first: int, last: int, today: datetime = EVENING) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """What a process said until it ended."""
+
+    out: str
+    err: str
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.err.splitlines()]
+
+    def events(self, logger: str) -> list[str]:
+        """The events of one logger, in order."""
+        return [line["event"] for line in self.log if line["logger"] == logger]
+
+
+def ended(process: subprocess.Popen[str], code: int = 0, stdin: str | None = None) -> Ended:
+    """Wait for the end of a process, and see that it is the right one."""
+    out, err = process.communicate(stdin, timeout=60)
+    assert process.returncode == code, f"{process.returncode}: {out}\n{err}"
+    return Ended(out, err)
+
+
+@dataclass(frozen=True)
 class Exchange:
     """A database, and what runs beside it; the environment names its roles."""
 
@@ -62,18 +91,21 @@ class Exchange:
         """Return an engine for the role that a variable names."""
         return create_engine(self.url.set(username=self.role(name)), poolclass=NullPool)
 
-    def run(self, *words: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command, and see how it ends."""
-        done = subprocess.run(
-            words,
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd=HERE,
-            env={**self.environment, **environment},
+    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command; without a word about it, with nothing to read."""
+        return subprocess.Popen(
+            words, text=True, cwd=HERE, **{"env": self.environment, "stdin": subprocess.DEVNULL} | options
         )
-        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-        return done
+
+    def run(self, *words: str, code: int = 0, stdin: str = "", **environment: str) -> Ended:
+        """Run a command, and see how it ends."""
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = self.start(*words, env=self.environment | environment, **pipes)
+        return ended(process, code, stdin)
+
+    def python(self, module: str, *words: str, **options: Any) -> Ended:
+        """Run one of the example's own modules."""
+        return self.run(sys.executable, "-m", f"ladder_levels.{module}", *words, **options)
 
     def psql(self, script: str, code: int = 0, **environment: str) -> str:
         environment = self.environment | environment
@@ -81,7 +113,7 @@ class Exchange:
         program = shutil.which("psql", path=locate())
         assert program is not None
         done = self.run(program, "-X", url, "-f", script, code=code, **environment)
-        return done.stdout + done.stderr
+        return done.out + done.err
 
     def partitions(self) -> list[str]:
         return [name for (name,) in rows(self.engine, PARTITIONS)]
@@ -111,12 +143,11 @@ def alembic() -> Config:
     return config
 
 
-@pytest.fixture
-def fresh(database: Database, engine: Engine, roles: Roles, monkeypatch: pytest.MonkeyPatch) -> Exchange:
-    """An empty database that belongs to whoever migrates, who is no superuser."""
-    owner = str(roles.create("admin", "CREATEROLE").username)
+def prepare(databases: Databases, database: Database, patch: pytest.MonkeyPatch) -> Exchange:
+    """Return an empty database that belongs to whoever migrates, who is no superuser."""
+    owner = str(Roles(databases, database).create("admin", "CREATEROLE").username)
+    engine, url = create_engine(database.url, poolclass=NullPool), database.url
     run(engine, f"ALTER DATABASE {database.name} OWNER TO {owner}")
-    url = database.url
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(scratch.SETTINGS)}
     given = {
         "DATABASE_URL": url.set(username=owner).render_as_string(hide_password=False),
@@ -128,20 +159,30 @@ def fresh(database: Database, engine: Engine, roles: Roles, monkeypatch: pytest.
         "POSTGRES_PARTITION_USER": f"{database.name}_partitions",
         "POSTGRES_PARTITION_PASSWORD": "it's ours",
         "ALEMBIC_PARTITIONS_NOW": EVENING.isoformat(),
+        "ALEMBIC_PARTITIONS_TOKEN": "a token of the tests",
         "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]),
     }
     for name, value in given.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     return Exchange(engine, url, inherited | given)
+
+
+def migrate(exchange: Exchange) -> Exchange:
+    """Make the roles, the table and the grants."""
+    exchange.psql("roles.sql")
+    command.upgrade(alembic(), "head")
+    exchange.psql("grants.sql")
+    return exchange
+
+
+@pytest.fixture
+def fresh(databases: Databases, database: Database, monkeypatch: pytest.MonkeyPatch) -> Exchange:
+    return prepare(databases, database, monkeypatch)
 
 
 @pytest.fixture
 def exchange(fresh: Exchange) -> Exchange:
-    """The table after the migration, the roles and the grants."""
-    fresh.psql("roles.sql")
-    command.upgrade(alembic(), "head")
-    fresh.psql("grants.sql")
-    return fresh
+    return migrate(fresh)
 
 
 # -- by UTC day, 30 days ahead, in its own schema --------------------------------------------------------
@@ -250,3 +291,110 @@ def test_the_stream_writer_cannot_be_the_partition_role(fresh: Exchange) -> None
     same = {"POSTGRES_PARTITION_USER": fresh.role("POSTGRES_USER")}
     with pytest.raises(SettingsError, match="are both"):
         Settings.read(fresh.environment | same)
+
+
+def test_without_its_own_credentials_nothing_is_begun(fresh: Exchange) -> None:
+    for module in ("service", "fix"):
+        done = fresh.python(module, code={"service": 2, "fix": 1}[module], POSTGRES_PARTITION_PASSWORD="")
+        assert done.err.startswith("ladder_levels: POSTGRES_PARTITION_PASSWORD is not set.")
+        assert done.out == ""
+
+
+def test_the_stream_writer_never_stands_in_for_the_partition_role(exchange: Exchange) -> None:
+    """Neither with its credentials nor with its rights: a day that is not there stays away."""
+    run(exchange.engine, f"DROP TABLE {names(0, 0)[0]}")
+    stream = messages(feed.made_up(EVENING, 5, timedelta(seconds=1)))
+    done = exchange.python("service", code=1, stdin=stream, POSTGRES_PARTITION_USER="nobody of that name")
+    assert done.out == "5 messages, 0 levels recorded, 5 refused\n"
+    assert exchange.partitions() == [*names(-1, -1), *names(1, 30)]
+    told = [line for line in done.log if line["event"] == "message refused"]
+    assert len(told) == 5
+    assert "no partition of relation" in told[0]["message"]
+    assert any('"nobody of that name" does not exist' in line["event"] for line in done.log)
+
+
+# -- replicas, across midnight ---------------------------------------------------------------------------
+
+REPLICAS = 3
+#: The last evening that the horizon covers: nobody has made a partition for the day after.
+LAST_EVENING = EVENING + timedelta(days=30)
+STREAM = [
+    message
+    for evening in (EVENING, LAST_EVENING)
+    for message in feed.made_up(evening, 120, timedelta(seconds=0.5))
+]
+
+
+def messages(stream: Iterable[feed.Message]) -> str:
+    return "".join(f"{json.dumps(message)}\n" for message in stream)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    exchange: Exchange
+    replicas: list[Ended]
+
+
+@pytest.fixture(scope="module")
+def recorded(
+    databases: Databases, module_database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Recorded]:
+    """Three replicas that record the same stream at the same time, over two midnights."""
+    stream = tmp_path_factory.mktemp("stream") / "stream.jsonl"
+    stream.write_text(messages(STREAM))
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as opened:
+        exchange = migrate(prepare(databases, module_database, patch))
+        replicas = [
+            exchange.start(
+                *(sys.executable, "-m", "ladder_levels.service"),
+                stdin=opened.enter_context(stream.open()),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for _ in range(REPLICAS)
+        ]
+        yield Recorded(exchange, [ended(replica) for replica in replicas])
+
+
+def test_inserts_across_utc_midnight_from_several_replicas_never_fail(recorded: Recorded) -> None:
+    tallies = [replica.out.split(",") for replica in recorded.replicas]
+    assert [tally[0] for tally in tallies] == ["240 messages"] * REPLICAS
+    assert [tally[2] for tally in tallies] == [" 0 refused\n"] * REPLICAS
+    levels = sum(int(tally[1].split()[0]) for tally in tallies)
+    assert levels == scalar(recorded.exchange.engine, f"SELECT count(*) FROM {TABLE}")
+
+
+def test_each_level_is_there_once_in_the_partition_of_its_utc_day(recorded: Recorded) -> None:
+    landed = rows(
+        recorded.exchange.engine,
+        f"SELECT tableoid::regclass::text, count(*) FROM {TABLE} GROUP BY 1 ORDER BY 1",
+    )
+    expected = Counter(
+        f"{TABLE}_{level['published_at']:%Y_%m_%d}"
+        for message in STREAM
+        for level in recorder.levels_of(message)
+    )
+    assert sorted(expected) == names(0, 1) + names(30, 31)
+    assert landed == sorted(expected.items())
+
+
+def test_a_day_beyond_the_horizon_is_made_by_the_partition_role_and_belongs_to_it(recorded: Recorded) -> None:
+    engine, role = recorded.exchange.engine, recorded.exchange.role("POSTGRES_PARTITION_USER")
+    (last,) = names(31, 31)
+    assert recorded.exchange.partitions()[-1] == last
+    assert "made by insert" in scalar(engine, "SELECT obj_description(CAST(:t AS regclass))", t=last)
+    assert recorded.exchange.owners() == {role}
+    assert rows(engine, "SELECT DISTINCT run_by FROM partition_runs WHERE action = 'maintain'") == [(role,)]
+
+
+def test_the_log_tells_of_the_provisioner_its_lock_and_the_horizon(recorded: Recorded) -> None:
+    told = [replica.events("ladder_levels.provisioner") for replica in recorded.replicas]
+    assert sorted(told, key=len) == [
+        ["partition provisioner started"],
+        ["partition provisioner started"],
+        [
+            "partition provisioner started",
+            "partition provisioning acquired lock",
+            f"coverage horizon: {LAST_EVENING:%Y-%m-%d}",
+        ],
+    ], "one process of several acquires the lock"
