@@ -59,11 +59,14 @@ def _role(environment: Mapping[str, str], prefix: str) -> tuple[str, str]:
 
 
 def _url(environment: Mapping[str, str], user: str, password: str) -> URL:
+    host = environment.get("POSTGRES_HOST", "localhost")
+    folder = host.startswith("/")  # with a socket in it: no host that a URL can hold
     return URL.create(
         "postgresql+asyncpg",
         user,
         password,
-        environment.get("POSTGRES_HOST", "localhost"),
+        None if folder else host,
         int(environment.get("POSTGRES_PORT", "5432")),
         environment.get("POSTGRES_DB", "exchange"),
+        {"host": host} if folder else {},
     )

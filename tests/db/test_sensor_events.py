@@ -36,6 +36,7 @@ from tests.tables import partitions, rows, run, scalar
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import runbook  # noqa: E402
 import scratch  # noqa: E402
 from sensor_events import demo, feed, recorder  # noqa: E402
 from sensor_events.metrics import Metrics, is_no_partition  # noqa: E402
@@ -101,7 +102,7 @@ def aged(alembic: Config, engine: Engine) -> tuple[Engine, datetime]:
 
 def tell(line: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a line in a shell, and see how it ends."""
-    done = demo.shell(line)
+    done = runbook.shell(line)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return done
 

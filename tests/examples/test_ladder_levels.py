@@ -8,17 +8,21 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from alembic import command
 from alembic.config import Config
@@ -91,17 +95,18 @@ class Exchange:
         """Return an engine for the role that a variable names."""
         return create_engine(self.url.set(username=self.role(name)), poolclass=NullPool)
 
-    def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        """Start a command; without a word about it, with nothing to read."""
-        return subprocess.Popen(
-            words, text=True, cwd=HERE, **{"env": self.environment, "stdin": subprocess.DEVNULL} | options
+    def start(self, *words: str, **pipes: Any) -> subprocess.Popen[str]:
+        """Start a command in this environment, or in that of ``env``."""
+        environment = pipes.pop("env", {})
+        process: subprocess.Popen[str] = subprocess.Popen(
+            words, cwd=HERE, env=self.environment | environment, text=True, **pipes
         )
+        return process
 
     def run(self, *words: str, code: int = 0, stdin: str = "", **environment: str) -> Ended:
         """Run a command, and see how it ends."""
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        process = self.start(*words, env=self.environment | environment, **pipes)
-        return ended(process, code, stdin)
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        return ended(self.start(*words, env=environment, **pipes), code, stdin)
 
     def python(self, module: str, *words: str, **options: Any) -> Ended:
         """Run one of the example's own modules."""
@@ -159,7 +164,7 @@ def prepare(databases: Databases, database: Database, patch: pytest.MonkeyPatch)
         "POSTGRES_PARTITION_USER": f"{database.name}_partitions",
         "POSTGRES_PARTITION_PASSWORD": "it's ours",
         "ALEMBIC_PARTITIONS_NOW": EVENING.isoformat(),
-        "ALEMBIC_PARTITIONS_TOKEN": "a token of the tests",
+        "ALEMBIC_PARTITIONS_TOKEN": "a-token-of-the-tests",
         "PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path]),
     }
     for name, value in given.items():
@@ -294,10 +299,9 @@ def test_the_stream_writer_cannot_be_the_partition_role(fresh: Exchange) -> None
 
 
 def test_without_its_own_credentials_nothing_is_begun(fresh: Exchange) -> None:
-    for module in ("service", "fix"):
-        done = fresh.python(module, code={"service": 2, "fix": 1}[module], POSTGRES_PARTITION_PASSWORD="")
-        assert done.err.startswith("ladder_levels: POSTGRES_PARTITION_PASSWORD is not set.")
-        assert done.out == ""
+    done = fresh.python("service", code=2, POSTGRES_PARTITION_PASSWORD="")
+    assert done.err.startswith("ladder_levels: POSTGRES_PARTITION_PASSWORD is not set.")
+    assert done.out == ""
 
 
 def test_the_stream_writer_never_stands_in_for_the_partition_role(exchange: Exchange) -> None:
@@ -321,7 +325,7 @@ LAST_EVENING = EVENING + timedelta(days=30)
 STREAM = [
     message
     for evening in (EVENING, LAST_EVENING)
-    for message in feed.made_up(evening, 120, timedelta(seconds=0.5))
+    for message in feed.made_up(evening, 60, timedelta(seconds=1))
 ]
 
 
@@ -358,7 +362,7 @@ def recorded(
 
 def test_inserts_across_utc_midnight_from_several_replicas_never_fail(recorded: Recorded) -> None:
     tallies = [replica.out.split(",") for replica in recorded.replicas]
-    assert [tally[0] for tally in tallies] == ["240 messages"] * REPLICAS
+    assert [tally[0] for tally in tallies] == ["120 messages"] * REPLICAS
     assert [tally[2] for tally in tallies] == [" 0 refused\n"] * REPLICAS
     levels = sum(int(tally[1].split()[0]) for tally in tallies)
     assert levels == scalar(recorded.exchange.engine, f"SELECT count(*) FROM {TABLE}")
@@ -398,3 +402,128 @@ def test_the_log_tells_of_the_provisioner_its_lock_and_the_horizon(recorded: Rec
             f"coverage horizon: {LAST_EVENING:%Y-%m-%d}",
         ],
     ], "one process of several acquires the lock"
+
+
+# -- /health and /metrics --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Served:
+    exchange: Exchange
+    process: subprocess.Popen[str]
+    log: Path
+
+    def await_event(self, pattern: str) -> re.Match[str]:
+        """Wait until the log tells of something."""
+        for _ in range(600):
+            told = (line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n"))
+            for line in told:
+                match = re.match(pattern, json.loads(line)["event"])
+                if match is not None:
+                    return match
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+
+@contextmanager
+def serving(exchange: Exchange, log: Path, *options: str) -> Iterator[Served]:
+    """Run the service on a stream that goes on."""
+    with log.open("w") as stderr:
+        words = (sys.executable, "-m", "ladder_levels.service", *options)
+        process = exchange.start(*words, stdin=subprocess.PIPE, stderr=stderr)
+    try:
+        yield Served(exchange, process, log)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def served(exchange: Exchange, tmp_path: Path) -> Iterator[Served]:
+    with serving(exchange, tmp_path / "log.jsonl", "--port", "0") as service:
+        yield service
+
+
+def test_health_and_metrics_tell_the_horizon_while_the_stream_is_recorded(served: Served) -> None:
+    address = served.await_event(r"Uvicorn running on (http://\S+)")[1]
+    served.await_event("coverage horizon: ")
+    assert served.process.stdin is not None
+    served.process.stdin.write(messages(feed.made_up(EVENING, 5, timedelta(seconds=1))))
+    served.process.stdin.close()
+    served.await_event("stream ended")
+    assert scalar(served.exchange.engine, f"SELECT count(*) > 5 FROM {TABLE}")
+
+    health = httpx.get(f"{address}/health")
+    assert health.status_code == 200
+    assert health.json()["status"] == "ok"
+    # From half a minute before midnight, 30 whole days.
+    assert health.json()["ladder_levels_partition_horizon_days"] == pytest.approx(30, abs=0.001)
+    metrics = httpx.get(f"{address}/metrics").text
+    (horizon,) = re.findall(r"(?m)^ladder_levels_partition_horizon_days (\S+)$", metrics)
+    assert float(horizon) == pytest.approx(30, abs=0.001)
+    assert httpx.get(f"{address}/api/v1/partitions/status").status_code == 401
+
+    served.process.send_signal(signal.SIGTERM)
+    served.process.wait(60)
+    last = [json.loads(line)["event"] for line in served.log.read_text().splitlines()][-3:]
+    assert last[0] == "partition schedule stopped"
+    assert last[2].startswith("Finished server process")
+
+
+def test_provisioning_comes_again_12_hours_after_whoever_did_it_last(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    """A replica that starts within that time leaves it; what it would lack it makes all the same."""
+    exchange, runs = recorded.exchange, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'"
+    assert scalar(exchange.engine, runs) == 1
+    run(exchange.engine, f"DROP TABLE {names(20, 20)[0]}")
+    with serving(exchange, tmp_path / "soon.jsonl") as soon:
+        soon.await_event("next partition run: ")
+    assert exchange.partitions() == names(-1, 31)
+    assert scalar(exchange.engine, runs) == 1
+    run(exchange.engine, "UPDATE partition_runs SET started_at = started_at - interval '12 hours'")
+    with serving(exchange, tmp_path / "later.jsonl") as later:
+        later.await_event("partition provisioning acquired lock")
+    assert scalar(exchange.engine, runs) == 2
+
+
+# -- the one-off fix -------------------------------------------------------------------------------------
+
+
+def test_the_one_off_fix_makes_what_is_missing_as_the_partition_role_and_proves_it(
+    exchange: Exchange,
+) -> None:
+    for day in (*names(0, 3), *names(9, 9)):
+        run(exchange.engine, f"DROP TABLE {day}")
+    for made in ("34 made", "0 made"):
+        done = exchange.python("fix")
+        assert f"{TABLE}: {made}\n" in done.err
+        assert exchange.partitions() == names(-30, 30)
+        proofs = [line.split("goes to ")[1].split()[0] for line in done.err.splitlines() if "proof" in line]
+        assert proofs == [*names(0, 0), *names(-30, -30), *names(30, 30)]
+    role = exchange.role("POSTGRES_PARTITION_USER")
+    assert exchange.owners() == {role}
+    assert rows(exchange.engine, "SELECT DISTINCT run_by FROM partition_runs") == [(role,)]
+    assert scalar(exchange.engine, f"SELECT count(*) FROM {TABLE}") == 0
+
+
+# -- a recorded market -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not RECORDING.is_file(), reason=f"the recorded market is not at {RECORDING}")
+def test_a_recorded_market_is_stored_by_utc_day(fresh: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    then = {"ALEMBIC_PARTITIONS_NOW": "2017-06-13T10:53:00Z"}
+    monkeypatch.setenv(*then.popitem())
+    migrate(fresh)
+    done = fresh.python("service", stdin=RECORDING.read_text(), ALEMBIC_PARTITIONS_NOW="2017-06-13T10:53:00Z")
+    assert done.out == "480 messages, 1208 levels recorded, 0 refused\n"
+    landed = rows(
+        fresh.engine, f"SELECT tableoid::regclass::text, count(*) FROM {TABLE} GROUP BY 1 ORDER BY 1"
+    )
+    assert landed == [(f"{TABLE}_2017_06_13", 53), (f"{TABLE}_2017_06_14", 1155)]
+    # Its second message: {"pt":1497371499779,"mc":[{"id":"1.132153978","rc":[{"ltp":15.0,"id":11695059}]}]}
+    first = f"""
+        SELECT extract(epoch FROM published_at) * 1000, selection_id, side, price, size
+        FROM {TABLE} ORDER BY published_at LIMIT 1"""
+    assert rows(fresh.engine, first) == [(1497371499779, 11695059, "last", 15, None)]
