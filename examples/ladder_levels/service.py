@@ -12,18 +12,19 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-import uvicorn
-from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from alembic_partitions import PartitionError, keep
-from alembic_partitions.contrib.http import router
 from alembic_partitions.events import AsyncKeeper
 
 from . import logs, provisioner
 from .recorder import Tally, lines_of, record
 from .settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def opened(settings: Settings) -> tuple[AsyncEngine, AsyncKeeper]:
@@ -51,6 +52,10 @@ async def run(settings: Settings) -> Tally:
 
 def application(settings: Settings, token: str) -> FastAPI:
     """Return an application that records standard input for as long as it is served."""
+    from fastapi import FastAPI  # a recorder without a port needs no FastAPI
+
+    from alembic_partitions.contrib.http import router
+
     engine, keeper = opened(settings)
 
     @asynccontextmanager
@@ -71,17 +76,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options.add_argument("--port", type=int, help="answer under /health and /metrics there")
     wanted = options.parse_args(arguments)
-    logs.configure()
     try:
         settings = Settings.read()
+        logs.configure()
         if wanted.port is None:
             tally = asyncio.run(run(settings))
-            print(f"{tally.messages} messages, {tally.recorded} levels recorded, {tally.refused} refused")
+            # In one piece: other replicas may write to the same terminal.
+            told = f"{tally.messages} messages, {tally.recorded} levels recorded, {tally.refused} refused\n"
+            sys.stdout.write(told)
             return 1 if tally.refused else 0
         app = application(settings, os.environ.get("ALEMBIC_PARTITIONS_TOKEN", ""))
     except (SettingsError, PartitionError) as error:
         print(f"ladder_levels: {error}", file=sys.stderr)
         return 2
+    import uvicorn
+
     uvicorn.run(app, port=wanted.port, log_config=None)
     return 0
 

@@ -44,17 +44,19 @@ class Settings:
         return cls(_url(environment, *stream), _url(environment, *partition))
 
 
+_WHOSE = {
+    "POSTGRES": "They are the stream writer's.",
+    "POSTGRES_PARTITION": "Both are required: the partition role owns the table, and the stream writer's"
+    " credentials are never taken in place of its own.",
+}
+
+
 def _role(environment: Mapping[str, str], prefix: str) -> tuple[str, str]:
     names = (f"{prefix}_USER", f"{prefix}_PASSWORD")
     missing = [name for name in names if not environment.get(name)]
     if missing:
-        whose = {
-            "POSTGRES": "They are the stream writer's.",
-            "POSTGRES_PARTITION": "They are the partition role's, who owns the table: both are required, and"
-            " the stream writer's are never taken in their place.",
-        }
         verb = "is" if len(missing) == 1 else "are"
-        raise SettingsError(f"{' and '.join(missing)} {verb} not set. {whose[prefix]} See roles.sql.")
+        raise SettingsError(f"{' and '.join(missing)} {verb} not set. {_WHOSE[prefix]} See roles.sql.")
     return environment[names[0]], environment[names[1]]
 
 

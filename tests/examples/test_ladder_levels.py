@@ -5,6 +5,7 @@ Recorders, scripts and commands are real processes, with real roles; psql comes 
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -37,7 +38,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
 import scratch  # noqa: E402
-from ladder_levels import feed, recorder  # noqa: E402
+from ladder_levels import demo, feed, fix, recorder, service  # noqa: E402
 from ladder_levels.settings import Settings, SettingsError  # noqa: E402
 
 HERE = EXAMPLES / "ladder_levels"
@@ -289,7 +290,7 @@ def test_both_partition_credentials_are_required_and_the_error_names_what_is_mis
         Settings.read(given)
     told = str(refused.value)
     assert told.startswith(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set.")
-    assert "never taken in their place" in told
+    assert "never taken in place of its own" in told
 
 
 def test_the_stream_writer_cannot_be_the_partition_role(fresh: Exchange) -> None:
@@ -298,10 +299,17 @@ def test_the_stream_writer_cannot_be_the_partition_role(fresh: Exchange) -> None
         Settings.read(fresh.environment | same)
 
 
-def test_without_its_own_credentials_nothing_is_begun(fresh: Exchange) -> None:
-    done = fresh.python("service", code=2, POSTGRES_PARTITION_PASSWORD="")
-    assert done.err.startswith("ladder_levels: POSTGRES_PARTITION_PASSWORD is not set.")
-    assert done.out == ""
+def test_without_its_own_credentials_nothing_is_begun(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POSTGRES_HOST", "nowhere.invalid")
+    monkeypatch.setenv("POSTGRES_PARTITION_USER", "partitions")
+    monkeypatch.delenv("POSTGRES_PARTITION_PASSWORD", raising=False)
+    assert service.main([]) == 2
+    told = "POSTGRES_PARTITION_PASSWORD is not set."
+    assert capsys.readouterr().err.startswith(f"ladder_levels: {told}")
+    with pytest.raises(SystemExit, match=told):
+        fix.main([])
 
 
 def test_the_stream_writer_never_stands_in_for_the_partition_role(exchange: Exchange) -> None:
@@ -527,3 +535,25 @@ def test_a_recorded_market_is_stored_by_utc_day(fresh: Exchange, monkeypatch: py
         SELECT extract(epoch FROM published_at) * 1000, selection_id, side, price, size
         FROM {TABLE} ORDER BY published_at LIMIT 1"""
     assert rows(fresh.engine, first) == [(1497371499779, 11695059, "last", 15, None)]
+
+
+# -- the run-book ----------------------------------------------------------------------------------------
+
+
+def test_the_demo_runs_as_it_should_and_cleans_up(database: Database, engine: Engine) -> None:
+    before, out = dict(os.environ), io.StringIO()
+    assert demo.main(database.url.render_as_string(hide_password=False), out=out) == 0, out.getvalue()
+    assert dict(os.environ) == before
+    told = out.getvalue()
+    for line in (
+        "must be owner of table ladder_levels",
+        '"event": "partition provisioning acquired lock"',
+        '"status": "ok"',
+        "240 messages, 0 levels recorded",
+        "POSTGRES_PARTITION_PASSWORD is not set",
+        "30 made",
+    ):
+        assert line in told
+    left = """SELECT datname FROM pg_database WHERE datname LIKE 'ladder_levels_demo%'
+              UNION ALL SELECT rolname FROM pg_roles WHERE rolname LIKE 'ladder\\_%'"""
+    assert rows(engine, left) == []
