@@ -17,7 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import IO
 
@@ -40,7 +40,7 @@ SETTINGS = (
 
 def main(url: str | None = None, *, out: IO[str] | None = None) -> int:
     """Run the demo on a scratch database at ``url``, or on an embedded server; return an exit code."""
-    began = time.perf_counter()
+    began, today = time.perf_counter(), datetime.now(timezone.utc).date()
     book = RunBook(out)
     # At a server of somebody's there may be roles of these names, and ours go again.
     suffix = f"_{secrets.token_hex(3)}" if url else ""
@@ -53,9 +53,9 @@ def main(url: str | None = None, *, out: IO[str] | None = None) -> int:
     ):
         _set_up(database, roles, Path(folder))
         _prepare(book)
-        _record(book)
+        _record(book, today)
         _serve(book)
-        _mend(book)
+        _mend(book, today)
     return book.end(time.perf_counter() - began)
 
 
@@ -89,10 +89,9 @@ def _prepare(book: RunBook) -> None:
     book.run(f'{writer} -c "ALTER TABLE $TABLE ADD note text"', code=1)
 
 
-def _record(book: RunBook) -> None:
+def _record(book: RunBook, today: date) -> None:
     book.say("\n2  Three replicas record the same stream, across midnight\n")
-    evening = f"{datetime.now(timezone.utc):%Y-%m-%d}T23:59:30Z"
-    book.run(f'python -m ladder_levels.feed --first {evening} > "$STREAM"')
+    book.run(f'python -m ladder_levels.feed --first {today}T23:59:30Z > "$STREAM"')
     replicas = 'for replica in 1 2 3; do python -m ladder_levels.service < "$STREAM" & done; wait'
     book.run(replicas, only=r'"event": "(partition prov|coverage)|messages,')
     count = "SELECT tableoid::regclass AS partition, count(*) FROM $TABLE GROUP BY 1 ORDER BY 1"
@@ -132,10 +131,9 @@ def _address(process: subprocess.Popen[str]) -> str:
     raise RuntimeError("the service has ended")
 
 
-def _mend(book: RunBook) -> None:
+def _mend(book: RunBook, today: date) -> None:
     book.say("\n4  An outage: the partition of today is gone, and the partition role cannot log in\n")
-    today = f"${{TABLE}}{datetime.now(timezone.utc):_%Y_%m_%d}"
-    book.run(f'psql -qX "$DATABASE_URL" -c "DROP TABLE {today}"')
+    book.run(f'psql -qX "$DATABASE_URL" -c "DROP TABLE ${{TABLE}}_{today:%Y_%m_%d}"')
     again = 'python -m ladder_levels.service < "$STREAM"'
     book.run(f"POSTGRES_PARTITION_USER=gone {again}", code=1, only="messages,|next try")
     book.run(f"POSTGRES_PARTITION_PASSWORD= {again}", code=2)

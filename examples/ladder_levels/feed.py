@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description="What a stream says of a market, a JSON line a message.")
     options.add_argument("--recording", type=Path, help="a recorded stream, in place of a made-up one")
     options.add_argument("--first", type=_instant, help="when the first message is published (default: now)")
-    options.add_argument("--messages", type=int, default=240)
+    options.add_argument("--messages", type=int, default=120)
     options.add_argument("--every", type=float, default=0.5, metavar="SECONDS", help="of a made-up stream")
     wanted = options.parse_args(arguments)
     if wanted.recording is None:

@@ -549,7 +549,7 @@ def test_the_demo_runs_as_it_should_and_cleans_up(database: Database, engine: En
         "must be owner of table ladder_levels",
         '"event": "partition provisioning acquired lock"',
         '"status": "ok"',
-        "240 messages, 0 levels recorded",
+        "120 messages, 0 levels recorded",
         "POSTGRES_PARTITION_PASSWORD is not set",
         "30 made",
     ):
