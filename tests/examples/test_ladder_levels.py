@@ -49,8 +49,6 @@ TABLE = "stream_ingest.ladder_levels"
 EVENING = datetime(2026, 11, 25, 23, 59, 30, tzinfo=timezone.utc)
 PARTITION_ROLE = ("POSTGRES_PARTITION_USER", "POSTGRES_PARTITION_PASSWORD")
 
-pytestmark = pytest.mark.long
-
 
 def names(first: int, last: int, today: datetime = EVENING) -> list[str]:
     """The partitions of the days from ``first`` to ``last`` after today, both included."""
