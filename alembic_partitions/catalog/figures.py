@@ -251,7 +251,11 @@ def _runs_in(schema: str) -> Any:
 
 def _run(row: Row[Any]) -> Run:
     values = dict(row._mapping)
-    details = values.pop("details")
-    if isinstance(details, str):  # asyncpg hands out jsonb as text without a type
-        details = json.loads(details)
-    return Run(**values, details=details or {})
+    details = _details(values.pop("details"))
+    return Run(**values, details=details)
+
+
+def _details(found: Any) -> Mapping[str, Any]:
+    if isinstance(found, str):  # asyncpg hands out jsonb as text without a type
+        found = json.loads(found)
+    return found or {}

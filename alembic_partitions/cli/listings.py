@@ -66,7 +66,7 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
     drawn.add_column("BY", overflow="fold")
     drawn.add_column("WHAT", overflow="fold")
     for run in runs:
-        what = Text(done(run))
+        what = Text(paper.shown(done(run)))
         if run.error:
             what.append("\n" * bool(what.plain) + "\n".join(map(paper.shown, run.error.splitlines())), "red")
         by = run.run_by + (f" ({run.application})" if run.application else "")

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from socket import gaierror
 from typing import Any
 
@@ -17,6 +16,7 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from alembic_partitions.errors import ExtraMissing
 from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.talk import explain, shown_log
@@ -136,11 +136,12 @@ def _engines_of_env(call: Call, end: threading.Event) -> list[Engine]:
     wait = _FIRST_WAIT
     while not end.is_set():
         try:
-            return [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+            try:
+                return [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+            finally:
+                logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
         except (DBAPIError, ConnectionError, TimeoutError, gaierror) as error:
             logger.warning("the database is away: %s; next try in %g s", explain(error, call.urls), wait)
-        finally:
-            logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
         end.wait(wait)
         wait = min(wait * 2, _LONGEST_WAIT)
     return []
@@ -149,7 +150,12 @@ def _engines_of_env(call: Call, end: threading.Event) -> list[Engine]:
 def _alerts(urls: list[str]) -> Any:
     if not urls:
         return None
-    return import_module("alembic_partitions.contrib.alerts").Alerts(*urls)
+    from alembic_partitions.contrib.alerts import Alerts
+
+    try:
+        return Alerts(*urls)
+    except ImportError:
+        raise ExtraMissing(what="--alert", package="Apprise", extra="alerts") from None
 
 
 @contextmanager

@@ -14,14 +14,11 @@ from typing import TypeAlias
 
 import pytz
 
-from alembic_partitions.errors import ExtraMissing, PolicyError
+from alembic_partitions.errors import PolicyError
 from alembic_partitions.keeper import seconds
 from alembic_partitions.periods import first_instant, wall_clock, zone
 
-try:
-    from apscheduler.triggers.cron import CronTrigger  # type: ignore[import-untyped]
-except ImportError:  # release 4 has it elsewhere
-    raise ExtraMissing(what="A schedule", package="APScheduler 3", extra="schedule") from None
+from .beating import CronTrigger
 
 _SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(days=366)
 _FIELDS = ("minute", "hour", "day", "month", "day of the week")
@@ -40,7 +37,7 @@ class Every:
 
     def after(self, run: datetime) -> datetime:
         """Return when the run after one that began then is due."""
-        return run + self.period
+        return run.astimezone(timezone.utc) + self.period
 
     @property
     def patience(self) -> timedelta:

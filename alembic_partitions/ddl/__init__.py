@@ -8,6 +8,7 @@ from .adoption import (
     partman_off,
     printed_bounds,
 )
+from .alerts import change_alert, open_alert
 from .children import (
     AttachIndex,
     BuildIndex,
@@ -296,10 +297,12 @@ __all__ = [
     "as_json",
     "bound_literal",
     "bound_of",
+    "change_alert",
     "columns_of",
     "config_table",
     "declare_policy",
     "indexed_table",
+    "open_alert",
     "partition_elements",
     "partman_off",
     "printed_bounds",

@@ -11,6 +11,17 @@ from alembic_partitions.maintenance import TableView, View
 from alembic_partitions.plan import ManagedTable, Partition, plan_horizon
 from tests.unit.test_screens import NOW, table, without
 
+# As contrib.alerts keeps what people were told of.
+ALERTED = {
+    "stream_ingest.ladder_levels": {
+        "problem": "table stream_ingest.ladder_levels",
+        "id": "7c2f90ab",
+        "level": "CRITICAL",
+        "event": "repeat",
+        "state": "sent",
+        "told": "2026-04-05T01:21:11+00:00",
+    }
+}
 HOSTILE = "racing.<script>alert(1)</script>"
 
 
@@ -87,7 +98,7 @@ def a_bad_day() -> View:
                 error="racing.money_flow_history: canceling statement due to lock timeout\n"
                 "stream_ingest.ladder_levels: must be owner of table ladder_levels",
             ),
-            run_of(46, "alert", "stream_ingest.ladder_levels", ago=timedelta(minutes=37), took=0.3),
+            run_of(46, "alert", ago=timedelta(minutes=36), took=1200, details=ALERTED),
             run_of(45, "ensure", "web.page_views", ago=timedelta(hours=12), took=0.8, created=48),
             run_of(44, "repair", "racing.results", ago=timedelta(days=2), took=71, created=1, moved=182_044),
             run_of(43, "maintain", "iot.sensor_events", ago=timedelta(days=3), took=2.2, dropped=1),

@@ -21,7 +21,7 @@ from alembic_partitions.maintenance import View
 from alembic_partitions.standing import health_of_view, judge
 from alembic_partitions.words import printable, utc
 
-from . import telling
+from . import past, telling
 
 __all__ = ["CSP", "render"]
 
@@ -46,27 +46,27 @@ def render(
     """Return the page as a whole HTML document.
 
     :param view: what was looked at, with sizes.
-    :param runs: past runs, the newest first; without them, the last one of each kind, as the look has them.
+    :param runs: past runs and alerts, the newest first; without them, the last one of each kind, as the look
+        has them.
     :param warn_days: a runway in days that is worth a warning if it is shorter.
     :param request_id: shown at the foot.
     :param refresh_seconds: let the browser load it again so often.
     """
-    found = view.runs if runs is None else runs
+    now, found = view.now, view.runs if runs is None else runs
     rows = judge([("", view)], warn_days)
     health = health_of_view(view, warn_days=warn_days)
-    told = telling.runs(found or (), view.now) if view.now is not None else []
     return _template().render(
         css=Markup(_CSS),  # our own file
         badge=telling.overall(health),
         headline=telling.headline(health),
         counts=telling.counts(rows),
-        checked=utc(view.now) if view.now is not None else "",
+        checked=utc(now) if now is not None else "",
         view=view,
         error=health.error,
-        tables=telling.tables(rows, view.now) if view.now is not None else [],
+        tables=telling.tables(rows, now) if now is not None else [],
         runs_known=found is not None,
-        runs=[run for run in told if run.action != telling.ALERT],
-        alerts=[run for run in told if run.action == telling.ALERT],
+        runs=past.runs(found or (), now) if now is not None else [],
+        alerts=past.alerts(found or (), now) if now is not None else [],
         request_id=request_id,
         refresh_seconds=refresh_seconds,
     )

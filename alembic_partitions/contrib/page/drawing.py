@@ -9,20 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
+from functools import lru_cache
 
 from alembic_partitions.coverage import TODAY, Span, Spans
 from alembic_partitions.errors import WindowRangeError
-from alembic_partitions.periods import Grid, first_instant, wall_clock, zone
+from alembic_partitions.periods import Grid, KeyValue, first_instant, wall_clock, zone
 from alembic_partitions.plan import ManagedTable, Partition, Runway, instant_of
 from alembic_partitions.words import stretch
 
 # The column of today, and how narrow a shape may be, in per cent.
 _LEFT, _RIGHT = 100 * TODAY - 1, 100 * TODAY + 1
-_NARROW = 0.6
+_NARROW = 0.9
 # A gap is never drawn over, however short it is.
 _SEEN = 0.8
 # Where there is room for a date between those at both ends and today's; and how much one takes.
-_ROOM = ((22.0, 44.0), (75.0, 80.0))
+_ROOM = ((24.0, 42.0), (75.0, 80.0))
 _LABEL = 13.0
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -104,13 +105,16 @@ def is_off_grid(grid: Grid, part: Partition) -> bool:
     """Tell whether a partition is no window of the policy."""
     if part.is_default or part.is_splitting:
         return False
-    if part.lower is None or part.upper is None:
-        return True
+    return part.lower is None or part.upper is None or not _is_window(grid, part.lower, part.upper)
+
+
+@lru_cache(maxsize=32_768)  # most of the work of a drawing, and the next one asks the same
+def _is_window(grid: Grid, lower: KeyValue, upper: KeyValue) -> bool:
     try:
-        window = grid.at(part.lower)
+        window = grid.at(lower)
     except WindowRangeError:
-        return True
-    return (window.begin, window.end) != (part.lower, part.upper)
+        return False
+    return (window.begin, window.end) == (lower, upper)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What the page says of tables and runs, in words. Pure: values in, values out."""
+"""What the page says of tables, in words. Pure: values in, values out."""
 
 from __future__ import annotations
 
@@ -8,32 +8,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from alembic_partitions.catalog import Run
-from alembic_partitions.health import Health, State
-from alembic_partitions.periods import Grid
-from alembic_partitions.plan import Partition, Runway, Stretch
+from alembic_partitions.health import Health, Level, State
+from alembic_partitions.plan import Partition, Runway
 from alembic_partitions.standing import Row, partition_state
 from alembic_partitions.words import (
     UNKNOWN,
-    done,
-    duration,
     policy_words,
     retention_words,
     runway_words,
     size,
+    some,
     stretch,
-    utc,
     when,
 )
 
 from .drawing import Drawing, draw, is_off_grid
 
-#: How an action of partition_runs is called that is a notice to somebody, and no work.
-ALERT = "alert"
-
 # Partitions that are listed in all, and of one table.
 _LISTED, _MOST, _LEAST = 2_000, 150, 20
-_FEW = 5
 _WORST_FIRST = (
     State.CRITICAL,
     State.NO_PARTITIONS,
@@ -92,6 +84,8 @@ class TableTold:
     #: Of how many partitions these are not known.
     uncounted: int
     reasons: tuple[str, ...]
+    #: What wants to be seen though it may be no reason, and the rest of what is drawn.
+    remarks: tuple[str, ...]
     facts: tuple[str, ...]
     #: ``None`` where how far it reaches cannot be told.
     drawing: Drawing | None
@@ -99,25 +93,9 @@ class TableTold:
     label: str
     #: Its DEFAULT partition: empty, stranded or unknown; nothing where there is none.
     default: str
-    zone: str
     listed: tuple[PartitionTold, ...]
     #: Partitions that are not listed.
     left_out: int
-
-
-@dataclass(frozen=True, slots=True)
-class RunTold:
-    """A run, or an alert."""
-
-    at: datetime
-    started: str
-    ago: str
-    action: str
-    took: str
-    by: str
-    changes: str
-    tables: str
-    errors: tuple[str, ...]
 
 
 # -- all together ---------------------------------------------------------------------------------------
@@ -132,7 +110,7 @@ def headline(health: Health) -> str:
     """Say in a sentence whether inserts are safe."""
     failing = [table.table for table in health.tables if table.current_missing and table.enabled]
     if failing:
-        return f"Rows that are written now find no partition in {_some(failing)}."
+        return f"Rows that are written now find no partition in {some(failing)}."
     enabled = [table for table in health.tables if table.enabled]
     known = [table for table in enabled if table.runway is not None]
     if not enabled:
@@ -176,7 +154,7 @@ def _table(row: Row, now: datetime, most: int) -> TableTold:
     policy = table.policy
     drawing = draw(table, runway, now) if runway is not None else None
     listed = _near(row, most)
-    facts = tuple(_facts(row))
+    remarks, facts = tuple(_remarks(row)), tuple(_facts(row))
     ends = health.horizon if runway is not None and runway.days else None
     left = runway_words(health)
     figures = list((row.view.figures or {}).values())
@@ -193,13 +171,13 @@ def _table(row: Row, now: datetime, most: int) -> TableTold:
         rows=_held((f.rows for f in figures), "about {:,}".format),
         uncounted=sum(1 for f in figures if f.rows is None),
         reasons=health.reasons,
+        remarks=remarks,
         facts=facts,
         drawing=drawing,
-        label="; ".join([f"Coverage of {health.table}", *facts]),
+        label="; ".join([f"Coverage of {health.table}", *facts, *health.reasons, *remarks]),
         default={True: "stranded", False: "empty", None: UNKNOWN}[row.view.stranded]
         if table.has_default
         else "",
-        zone=policy.timezone if policy is not None else "",
         listed=tuple(_partition(row, part) for part in listed),
         left_out=len(table.partitions) - len(listed),
     )
@@ -211,7 +189,7 @@ def _asked(runway: Runway) -> str:
 
 
 def _facts(row: Row) -> Iterator[str]:
-    """Say all that is drawn."""
+    """Say what is drawn of every table."""
     table, runway = row.view.table, row.runway
     if runway is None:
         return
@@ -221,32 +199,33 @@ def _facts(row: Row) -> Iterator[str]:
     else:
         yield "no partition at all"
     yield f"the policy asks for them until {when(grid, runway.wanted)}"
-    if runway.gaps and bounded:
-        yield f"no partition {_stretches(grid, runway.gaps)}"
+    yield f"times are those of {grid.timezone}"
+
+
+def _remarks(row: Row) -> Iterator[str]:
+    """Say what is drawn and wants to be seen, but for what the reasons say already."""
+    table, runway = row.view.table, row.runway
+    if runway is None:
+        return
+    grid, bounded = table.grid, [part for part in row.ordered if not part.is_default]
+    told = row.health.level is not Level.OK  # of the one that ends the runway
+    gaps = [stretch(grid, *gap) for gap in runway.gaps if not (told and gap[0] == runway.end)]
+    if gaps and bounded:
+        yield f"no partition {some(gaps, few=2)}"
     if runway.due:
         first, last = runway.due[0], runway.due[-1]
         yield f"retention takes {len(runway.due):,} next: {stretch(grid, first.lower, last.upper)}"
     kept = len(runway.expired) - len(runway.due)
     if kept:
         yield f"{kept:,} expired, but not taken: see maintain --dry-run"
-    odd = [part for part in bounded if is_off_grid(grid, part)]
+    odd = [part.name for part in bounded if is_off_grid(grid, part)]
     if odd:
-        yield f"{len(odd):,} not on the policy's grid: {_some([part.name for part in odd])}"
+        yield f"{len(odd):,} not on the policy's grid: {some(odd)}"
     pending = [part.name for part in bounded if part.detach_pending]
     if pending:
-        yield f"half detached: {_some(pending)}"
-    if table.has_default:
-        words = {True: "holds rows", False: "is empty", None: "may hold rows"}
-        yield f"its DEFAULT partition {words[row.view.stranded]}"
-
-
-def _stretches(grid: Grid, gaps: Sequence[Stretch]) -> str:
-    return _some([stretch(grid, *gap) for gap in gaps], few=2)
-
-
-def _some(names: Sequence[str], few: int = _FEW) -> str:
-    more = len(names) - few
-    return ", ".join(names[:few]) + (f" and {more:,} more" if more > 0 else "")
+        yield f"half detached: {some(pending)}"
+    if table.has_default and not row.view.stranded:
+        yield f"its DEFAULT partition {'may hold rows' if row.view.stranded is None else 'is empty'}"
 
 
 def _near(row: Row, most: int) -> list[Partition]:
@@ -281,24 +260,3 @@ def _held(counts: Iterable[int | None], told: Callable[[int], str]) -> str:
     """Say how much all partitions hold, as far as it is known."""
     known = [count for count in counts if count is not None]
     return told(sum(known)) if known else UNKNOWN
-
-
-# -- runs -----------------------------------------------------------------------------------------------
-
-
-def runs(found: Sequence[Run], now: datetime) -> list[RunTold]:
-    """Tell of past runs, the newest first."""
-    return [
-        RunTold(
-            at=run.started_at,
-            started=utc(run.started_at),
-            ago=f"{duration(now - run.started_at)} ago" if run.started_at <= now else "",
-            action=run.action,
-            took=duration(run.finished_at - run.started_at),
-            by=run.run_by + (f" ({run.application})" if run.application else ""),
-            changes=done(run),
-            tables=_some(sorted(run.details)),
-            errors=tuple((run.error or "").splitlines()),
-        )
-        for run in found
-    ]
