@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -28,6 +28,7 @@ from alembic_partitions.standing import health_of_view
 from alembic_partitions.talk import explain
 
 from .incidents import (
+    LAST_RUN,
     Delivery,
     Event,
     Incident,
@@ -67,8 +68,9 @@ class Sent:
 class Alerts:
     """Tells people of tables that want looking at, of runs that failed, and of a database that is away.
 
-    All processes that check one database should do so with the same settings. Where the role may not SELECT,
-    INSERT and UPDATE partition_runs, or the database is away, each process goes by what it has told itself.
+    All processes that check one database should do so with the same settings and rights. Where the role may
+    not SELECT, INSERT and UPDATE partition_runs, or the database is away, each process goes by what it has
+    told itself.
 
     :param urls: where to, in Apprise's notation: ``tgram://TOKEN/CHAT``, ``slack://...``, ``mailto://...``.
     :param notify: a notifier of your own, called with title and text; ``False`` or an exception means that it
@@ -130,23 +132,35 @@ class Alerts:
             view = source.view(max_age=0)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             problem = database_away(explain(error))
-            return self._tell(source, [problem], [(away, away.claim(self._decide([problem], began)))])
+            claimed = away.claim(self._decide([problem], began))
+            return self._tell(source, where, [problem], [(away, claimed)])
         health = health_of_view(view, warn_days=self._warn_days)
         problems = problems_of(health, view.failure)
         done: list[Claimed] = [(away, away.claim(self._decide([], began)))]
         if view.now is not None:
-            done.append(self._claim(source, where, self._decide(problems, began)))
-        return self._tell(source, problems, done)
+            unknown = {LAST_RUN} if view.runs is None else set[str]()
+            done.append(self._claim(source, where, self._decide(problems, began, unknown)))
+        if view.rehearsed:
+            where += f", rehearsing {view.now:%Y-%m-%d %H:%M} UTC"
+        return self._tell(source, where, problems, done)
 
-    def _decide(self, problems: Sequence[Problem], began: float) -> Decide:
+    def _decide(self, problems: Sequence[Problem], began: float, unknown: Collection[str] = ()) -> Decide:
         def decide(known: Sequence[Incident], now: datetime) -> list[Incident]:
             looked_at = now - timedelta(seconds=time.monotonic() - began)
-            return claims(problems, known, self._rules, now=now, looked_at=looked_at, new_id=self._new_id)
+            return claims(
+                problems,
+                known,
+                self._rules,
+                now=now,
+                looked_at=looked_at,
+                new_id=self._new_id,
+                unknown=unknown,
+            )
 
         return decide
 
     def _claim(self, source: Source, where: str, decide: Decide) -> Claimed:
-        rows, memory = Rows(source, self._rules.quiet), self._rest.get(where)
+        rows, memory = Rows(source, max(self._rules.quiet, self._rules.spacing)), self._rest.get(where)
         try:
             claimed = rows.claim(decide)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
@@ -168,6 +182,7 @@ class Alerts:
     def _tell(
         self,
         source: Source,
+        where: str,
         problems: Iterable[Problem],
         claimed: Sequence[Claimed],
     ) -> tuple[Sent, ...]:
@@ -178,7 +193,7 @@ class Alerts:
         for one in told:
             level = logging.INFO if one.event is Event.RECOVERED else logging.WARNING
             logger.log(level, "alert %s: %s", one.id, line(one, by_key.get(one.problem)))
-        title, text = message(told, by_key, _database(source.engine), _where(source.engine))
+        title, text = message(told, by_key, _database(source.engine), where)
         delivered = send_by_all(self._notifiers, title, text, self._timeout, source.is_async)
         ids = ", ".join(one.id for one in told)
         logger.info("alert %s: %s", ids, "told" if delivered else "not told; the next check tries again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
@@ -13,6 +13,10 @@ from alembic_partitions.health import Health, Level
 
 # No message says much more, in characters: Telegram takes 4,096, and refuses the rest.
 _LONGEST, _LONGEST_REASON = 3_000, 400
+
+
+#: The key of the problem that the last run failed over no table of its own.
+LAST_RUN = "last run"
 
 
 class Event(str, Enum):
@@ -103,7 +107,7 @@ def problems_of(health: Health, failure: str | None = None) -> list[Problem]:
     if failure is not None:
         found.append(
             Problem(
-                "last run", Level.WARNING, (failure,), "the last run", "alembic-partitions history --failed"
+                LAST_RUN, Level.WARNING, (failure,), "the last run", "alembic-partitions history --failed"
             )
         )
     return found
@@ -111,7 +115,7 @@ def problems_of(health: Health, failure: str | None = None) -> list[Problem]:
 
 def database_away(reason: str) -> Problem:
     """Return the problem that nothing can be looked at."""
-    remedy = "see whether the server runs and lets us in; alembic-partitions check tries it"
+    remedy = "alembic-partitions check (does the server run, and let us in?)"
     return Problem("database", Level.CRITICAL, (reason,), "the database", remedy)
 
 
@@ -123,12 +127,14 @@ def claims(
     now: datetime,
     looked_at: datetime,
     new_id: Callable[[], str],
+    unknown: Collection[str] = (),
 ) -> list[Incident]:
     """Return the incidents that a message is due about, as being sent; and those that end without one.
 
     :param problems: all there are at ``looked_at``: what is not among them is over.
     :param known: incidents, of each problem's the newest last.
     :param looked_at: what has happened since then is left to whoever looked later.
+    :param unknown: problems that may stand or not: nobody could tell.
     """
     latest = {incident.problem: incident for incident in known}
     if any(now - incident.at < rules.spacing for incident in latest.values()):
@@ -144,7 +150,7 @@ def claims(
         if event is not None and last is not None:
             sending = Delivery.SENDING
             found.append(dataclasses.replace(last, level=problem.level, event=event, state=sending, at=now))
-    still = {problem.key for problem in problems}
+    still = {problem.key for problem in problems} | set(unknown)
     for last in latest.values():
         if last.problem in still or last.is_over or last.at > looked_at or _under_way(last, rules, now):
             continue
@@ -179,13 +185,13 @@ def _under_way(incident: Incident, rules: Rules, now: datetime) -> bool:
 def line(incident: Incident, problem: Problem | None) -> str:
     """Say what a message about it says, in one line."""
     if incident.event is Event.RECOVERED or problem is None:
-        return f"RECOVERED {incident.subject}, after {_length(incident.at - incident.since)}"
-    told = " ".join("; ".join(problem.reasons).split())
+        return _flat(f"RECOVERED {incident.subject}, after {_length(incident.at - incident.since)}")
+    told = "; ".join(problem.reasons)
     if len(told) > _LONGEST_REASON:
         told = told[: _LONGEST_REASON - 3] + "..."
     still = "STILL " if incident.event is Event.REPEAT else ""
     since = f"since {incident.since.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
-    return f"{still}{problem.level.name} {incident.subject}: {told} ({since})"
+    return _flat(f"{still}{problem.level.name} {incident.subject}: {told} ({since})")
 
 
 def message(
@@ -206,7 +212,13 @@ def message(
     head = first[0]
     word = "RECOVERED" if head.event is Event.RECOVERED else head.level.name
     others = f" and {len(first) - 1} more" if len(first) > 1 else ""
-    return f"{word}: {head.subject}{others} ({database})", "\n".join([*lines, f"Database: {where}"])
+    title = _flat(f"{word}: {head.subject}{others} ({database})")
+    return title, "\n".join([*lines, f"Database: {where}"])
+
+
+def _flat(text: str) -> str:
+    """Return it in one line, whatever the names in it hold."""
+    return " ".join(text.split())
 
 
 def _length(span: timedelta) -> str:

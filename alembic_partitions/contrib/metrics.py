@@ -27,6 +27,12 @@ def _wanted(row: Row) -> float | None:
     return row.runway.wanted_days if row.runway is not None else None
 
 
+def _gaps(row: Row) -> float:
+    # Not what is lacking at the end: between two runs that is so every day, and the horizon tells of it.
+    begins = {part.lower for part in row.view.table.partitions}
+    return sum(end in begins for _, end in row.health.gaps)
+
+
 def _stranded(row: Row) -> float | None:
     if not row.health.stranded:
         return None if row.health.stranded is None else 0
@@ -45,8 +51,8 @@ _OF_TABLES: Mapping[str, tuple[str, Callable[[Row], float | None]]] = {
     "partitions": ("Partitions of the table.", lambda row: row.health.partitions),
     "bytes": ("Size of all partitions with indexes and TOAST.", lambda row: row.view.bytes),
     "gaps": (
-        "Stretches without a partition, between the first and the last one or within the horizon.",
-        lambda row: len(row.health.gaps),
+        "Stretches without a partition that lie before the last one.",
+        _gaps,
     ),
     "stranded_rows": (
         "Rows in the DEFAULT partition as ANALYZE last counted them: 1 at least if there are any.",
@@ -93,11 +99,14 @@ class PartitionCollector(Collector):
         self._error: str | None = None
         # Tables by what the keeper calls them, which the label "schema" cannot be told from.
         self._names: dict[str, tuple[str, str]] = {}
-        taken = [metric.name for metric in self.describe()]
         for name in self._gauges.values():
             # prometheus_client itself lets any name in by now, which many a scraper does not.
-            if not _METRIC_NAME.fullmatch(name) or taken.count(name) > 1:
-                raise ValueError(f"gauge {name!r}: no name of a metric, or that of another one")
+            if not _METRIC_NAME.fullmatch(name):
+                raise ValueError(f"gauge {name!r}: a metric has a name of letters, digits and _")
+        taken = [metric.name for metric in self.describe()]
+        for name in self._gauges.values():
+            if taken.count(name) > 1:
+                raise ValueError(f"gauge {name!r}: that is the name of another one")
 
     async def refresh(self) -> None:
         """Look, unless the last look is still good, without stalling the event loop; never raises."""

@@ -77,6 +77,10 @@ from .elements import (
     quote,
     text_literal,
 )
+from .functions import (
+    DropFunctions,
+    function_elements,
+)
 from .indexes import (
     PROBE,
     PROBE_SCHEMA,
@@ -217,6 +221,7 @@ __all__ = [
     "DigestTable",
     "DropEmptyPartitions",
     "DropExclusions",
+    "DropFunctions",
     "DropIndex",
     "DropKey",
     "DropLeftCheck",
@@ -301,6 +306,7 @@ __all__ = [
     "columns_of",
     "config_table",
     "declare_policy",
+    "function_elements",
     "indexed_table",
     "open_alert",
     "partition_elements",

@@ -258,7 +258,7 @@ def test_a_database_that_is_away_is_told_by_each_process_and_so_is_its_return(
         assert events(some.check(source)) == [("open", "database")]
         assert some.check(source) == ()
     assert "sesame" not in "".join([*inbox.texts, caplog.text])
-    assert "What to do: see whether the server runs" in inbox.texts[0]
+    assert "What to do: alembic-partitions check" in inbox.texts[0]
 
 
 def test_it_is_over_when_the_database_is_back(
@@ -356,7 +356,7 @@ def test_a_run_that_failed_over_no_table_is_told_and_alerts_are_no_runs(
     keeper.maintain()
     assert events(some.check(source)) == [("recovered", "last run")]
     shown = caller(database)
-    assert "the last run, WARNING, recovered, sent, id1" in shown("history").out
+    assert "the last run, WARNING, recovered, sent, id1" in " ".join(shown("history").out.split())
     assert "the last run" not in shown("history", "--failed").out
 
 
@@ -372,6 +372,12 @@ def test_a_clock_is_not_held_against_an_alert(engine: Engine) -> None:
     with engine.connect() as connection:
         report = maintenance.maintain(connection)
     assert "the last run was on" in (report.failure or "")
+
+
+def test_a_rehearsal_says_so(short: Engine, inbox: Inbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(maintenance.NOW_VARIABLE, "2031-05-06T07:08:09Z")
+    alerts(inbox).check(Source(short))
+    assert inbox.texts[0].endswith(", rehearsing 2031-05-06 07:08 UTC")
 
 
 def test_nothing_is_managed_and_nothing_is_told(engine: Engine, inbox: Inbox) -> None:

@@ -122,6 +122,7 @@ def test_what_a_table_lacks_and_what_has_no_end(engine: Engine) -> None:
     run(engine, "ANALYZE odds_rest")
     found = read(collector)
     assert found("stranded_rows", **ODDS) == 12
+    assert found("gaps", **ODDS) == 0, "a horizon that is short is no gap"
     assert found("horizon_days", schema="public", table="none") == math.inf
     run(engine, "ALTER TABLE none RENAME TO gone")
     assert read(collector)("horizon_days", schema="public", table="none") == 0

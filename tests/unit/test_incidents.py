@@ -131,8 +131,18 @@ def test_an_older_look_has_no_say() -> None:
     assert world.decide([problem(level=Level.CRITICAL)], looked=MINUTE) == []
 
 
+def test_what_nobody_can_tell_is_not_over() -> None:
+    world = World()
+    world.check(problem())
+    world.now += MINUTE
+    known = world.known.values()
+    told = {"now": world.now, "looked_at": world.now, "new_id": lambda: next(world.ids)}
+    assert claims([], known, RULES, **told, unknown={"table odds"}) == []  # type: ignore[arg-type]
+    assert len(claims([], known, RULES, **told)) == 1  # type: ignore[arg-type]
+
+
 def test_what_is_worth_a_message() -> None:
-    odds = TableHealth("public.odds", False, (), (), Level.WARNING, ("it runs out",))
+    odds = TableHealth("public.odds", False, (), (), Level.WARNING, reasons=("it runs out",))
     tables = (
         odds,
         dataclasses.replace(odds, table="public.raw", level=Level.OK),
@@ -150,12 +160,12 @@ def test_a_message_says_what_is_wrong_since_when_and_what_to_do() -> None:
     results = problem("results", Level.WARNING, "a", "b\nc")
     world.check(results, problem("raw"))
     world.now += 30 * MINUTE
-    odds = problem("odds", Level.CRITICAL, "no partition for rows that are written now")
+    odds = problem("od\nds", Level.CRITICAL, "no partition for rows that are written now")
     told = world.decide([odds, results])
     title, text = message(told, {p.key: p for p in (odds, results)}, "racing", "racing at db:5432")
-    assert title == "CRITICAL: odds and 2 more (racing)"
+    assert title == "CRITICAL: od ds and 2 more (racing)"
     assert text.splitlines() == [
-        "CRITICAL odds: no partition for rows that are written now (since 2026-04-05 02:08 UTC) [id3]",
+        "CRITICAL od ds: no partition for rows that are written now (since 2026-04-05 02:08 UTC) [id3]",
         "STILL WARNING results: a; b c (since 2026-04-05 01:38 UTC) [id1]",
         "RECOVERED raw, after 30 min [id2]",
         "What to do: alembic-partitions status",
