@@ -47,8 +47,8 @@ from .exchange import (
 
 sys.path.insert(0, str(EXAMPLES))
 
-from ladder_levels import demo, feed, fix, recorder, service  # noqa: E402
-from ladder_levels.settings import Settings, SettingsError  # noqa: E402
+from ladder_levels import demo, feed, fix, recorder, service
+from ladder_levels.settings import Settings, SettingsError
 
 #: Beside the checkout, not in it: without it a made-up stream does.
 RECORDING = EXAMPLES.parents[1] / "shared" / "data" / "betfair" / "BASIC-1.132153978"
