@@ -32,6 +32,7 @@ from tests.tables import rows, run, scalar
 from .exchange import (
     EVENING,
     EXAMPLES,
+    HERE,
     TABLE,
     Ended,
     Exchange,
@@ -365,10 +366,10 @@ def test_the_one_off_fix_makes_what_is_missing_as_the_partition_role_and_proves_
 
 @pytest.mark.skipif(not RECORDING.is_file(), reason=f"the recorded market is not at {RECORDING}")
 def test_a_recorded_market_is_stored_by_utc_day(fresh: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    then = {"ALEMBIC_PARTITIONS_NOW": "2017-06-13T10:53:00Z"}
-    monkeypatch.setenv(*then.popitem())
+    when = "2017-06-13T10:53:00Z"
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", when)
     migrate(fresh)
-    done = fresh.python("service", stdin=RECORDING.read_text(), ALEMBIC_PARTITIONS_NOW="2017-06-13T10:53:00Z")
+    done = fresh.python("service", stdin=RECORDING.read_text(), ALEMBIC_PARTITIONS_NOW=when)
     assert done.out == "480 messages, 1208 levels recorded, 0 refused\n"
     landed = rows(
         fresh.engine, f"SELECT tableoid::regclass::text, count(*) FROM {TABLE} GROUP BY 1 ORDER BY 1"
@@ -382,6 +383,17 @@ def test_a_recorded_market_is_stored_by_utc_day(fresh: Exchange, monkeypatch: py
 
 
 # -- the run-book ----------------------------------------------------------------------------------------
+
+
+def test_the_readme_names_files_and_modules_that_exist() -> None:
+    page = (HERE / "README.md").read_text()
+    files = set(re.findall(r"`([\w/]+\.(?:py|sql))`", page)) | set(
+        re.findall(r"ladder_levels/(\S+\.(?:sql|ini))", page)
+    )
+    files |= {f"{name}.py" for name in re.findall(r"python -m ladder_levels\.(\w+)", page)}
+    there = {path.name for path in HERE.rglob("*")} | {"tests/examples/test_ladder_levels.py"}
+    assert len(files) > 10
+    assert files <= there
 
 
 def test_the_demo_runs_as_it_should_and_cleans_up(database: Database, engine: Engine) -> None:
