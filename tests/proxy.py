@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,8 +18,7 @@ class Proxy:
         self._target = (target.host or "127.0.0.1", target.port or 5432)
         self._listener: socket.socket | None = None
         self._pairs: list[socket.socket] = []
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
+        self.port = _free_port()
 
     def open(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
@@ -41,6 +41,14 @@ class Proxy:
                 self._pairs += [inside, outside]
                 for one, other in ((inside, outside), (outside, inside)):
                     threading.Thread(target=_pump, args=(one, other), daemon=True).start()
+
+
+def _free_port() -> int:
+    """Return a port that nobody gets by chance while the door is shut: one the kernel hands to no client."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def _pump(one: socket.socket, other: socket.socket) -> None:

@@ -241,7 +241,7 @@ def test_a_table_that_cannot_be_worked_on_is_told_and_not_drawn() -> None:
     page = read(render(view(*(TableView(managed, plan_horizon(managed, NOW)) for managed in (gone, lost)))))
     for name in ("racing.odds", "racing.lost"):
         row = row_of(page, name)
-        assert row.one("span", "badge").text == "✕ No partitions"
+        assert row.one("span", "badge").text == "✕ Critical"
         assert row.one("td", "runway").text == "none left"
         assert not row.all("svg", "coverage")
         assert not row.all("details")
