@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import IO
@@ -19,6 +15,7 @@ if str(EXAMPLES) not in sys.path:
     sys.path.insert(0, str(EXAMPLES))
 
 import scratch  # noqa: E402
+from runbook import RunBook  # noqa: E402
 
 
 def main(url: str | None = None, *, out: IO[str] | None = None) -> int:
@@ -35,26 +32,22 @@ def main(url: str | None = None, *, out: IO[str] | None = None) -> int:
             COLUMNS="120",
         ),
     ):
-        book = RunBook(out or sys.stdout, datetime.now(timezone.utc))
+        book = Fleet(datetime.now(timezone.utc), out)
         book.neglect(int(days))
         book.fail()
         book.fix()
         book.maintain(int(days))
         book.look()
         book.wait()
-    book.say(f"\nDone and cleaned up, {time.perf_counter() - began:.1f} s in all.")
-    for line in book.surprises:
-        book.say(f"This ended otherwise than it should: {line}")
-    return 1 if book.surprises else 0
+    return book.end(time.perf_counter() - began)
 
 
-class RunBook:
-    """What was done by hand, as commands, each run as it is printed."""
+class Fleet(RunBook):
+    """The fleet's run-book: neglected, failed, fixed, maintained."""
 
-    def __init__(self, out: IO[str], now: datetime) -> None:
-        self._out = out
+    def __init__(self, now: datetime, out: IO[str] | None) -> None:
+        super().__init__(out)
         self._now = now
-        self.surprises: list[str] = []
 
     def neglect(self, retention: int) -> None:
         """Leave the table as the story has it: with a past, and with nothing for today."""
@@ -103,53 +96,11 @@ class RunBook:
         feed = f"python -m sensor_events.feed --first {self._day(day)}"
         self.run(f'{feed} | python -m sensor_events.recorder --metrics "$TEXTFILE"', code=code, only=only)
 
-    def run(self, line: str, *, code: int = 0, only: str = "") -> None:
-        """Run a line in a shell, and show it with what it says.
-
-        :param code: what it should exit with.
-        :param only: show the lines that match; dots stand for the others.
-        """
-        done = shell(line, stderr=subprocess.STDOUT)
-        self.say(f"$ {line}")
-        for told in _chosen(done.stdout.splitlines(), only):
-            self.say(told)
-        if done.returncode:
-            self.say(f"exit code {done.returncode}")
-        if done.returncode != code:
-            self.surprises.append(line)
-
-    def say(self, line: str) -> None:
-        print(line, file=self._out)
-
     def _day(self, days: int) -> str:
         return f"{self._now + timedelta(days=days):%Y-%m-%d}"
 
     def _at(self, days: int) -> str:
         return f"{self._day(days)}T05:00Z"
-
-
-def shell(line: str, *, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    """Run a line as a person would who has this Python's commands at hand, in the folder of the examples."""
-    python = shlex.quote(sys.executable)
-    commands = {"python": python, "alembic-partitions": f"{python} -m alembic_partitions"}
-    line = re.sub(r"(?<![\w/-])(python|alembic-partitions)(?= )", lambda name: commands[name[1]], line)
-    return subprocess.run(
-        line, shell=True, check=False, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=EXAMPLES
-    )
-
-
-def _chosen(lines: list[str], only: str) -> Iterator[str]:
-    left_out = False
-    for line in lines:
-        if not re.search(only, line):
-            left_out = True
-            continue
-        if left_out:
-            yield "..."
-        left_out = False
-        yield line
-    if left_out:
-        yield "..."
 
 
 if __name__ == "__main__":

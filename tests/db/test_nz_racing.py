@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -151,6 +152,36 @@ def test_models_are_the_end_state(head: Engine) -> None:
         return str(subject.name if proposal[0].endswith("_table") else subject.table.name)
 
     assert [p for p in proposals if isinstance(p, list) or table_of(p) not in aside] == []
+
+
+#: What the racing feed states and the first schema has no column for.
+MISSING = {
+    "meetings": "country category track_condition track_surface track_direction rail_position weather status",
+    "races": "race_date_nz start_time_nz status actual_start results_available win_pool distance_m",
+    "entrants": "barrier weight_kg jockey driver form scratched fixed_win_odds pool_win_odds hold_percentage",
+}
+
+
+def test_the_missing_fields_are_added_rolled_back_and_added_again(alembic: Config, engine: Engine) -> None:
+    wanted = {
+        (table, field)
+        for table, fields in MISSING.items()
+        for field in [*fields.split(), "last_updated", "imported_at", "data_source"]
+    }
+
+    def there() -> set[tuple[str, str]]:
+        with engine.connect() as connection:
+            columns = connection.execute(
+                text("SELECT table_name, column_name FROM information_schema.columns")
+            )
+            return {(table, name) for table, name in columns} & wanted
+
+    command.upgrade(alembic, "0002")
+    for _ in range(2):
+        assert there() == set()
+        command.upgrade(alembic, "0003")
+        assert there() == wanted
+        command.downgrade(alembic, "0002")
 
 
 def insert_before_alignment(connection: Connection) -> None:
@@ -447,6 +478,20 @@ def test_each_failure_is_a_structured_log_line_and_stops_nothing(
         assert connection.scalar(select(func.count()).select_from(Race)) == 4  # nothing of the third
 
 
+def test_a_meeting_that_fails_is_a_structured_log_line_and_none_of_its_races_is_tried(
+    head: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    meeting = next(feed.meetings_on(LONG_DAY))
+    meeting.meeting["name"] = None
+    report = ingest.Report()
+    with caplog.at_level(logging.INFO, "nz_racing"):
+        ingest.ingest_meeting(head, meeting, report)
+    (failed,) = lines(caplog)
+    assert (failed["event"], failed["level"]) == ("meeting_failed", "error")
+    assert (failed["meeting_id"], failed["error"]) == (meeting.meeting["id"], "IntegrityError")
+    assert (report.failed, report.milliseconds) == (5, [])
+
+
 def test_partitions_that_cannot_be_made_are_a_structured_log_line(
     head: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -477,6 +522,21 @@ def test_the_ingest_prints_how_long_a_race_and_the_partitions_took(head: Engine,
         "meeting_written",
         "race_written",
     }
+
+
+def test_how_long_things_took_is_printed_beside_how_long_they_may_take(
+    head: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", demo.NEXT_WEEK.isoformat())
+    assert ingest.make_partitions(keep(head))
+    told = capsys.readouterr().out
+    match = re.fullmatch(r"14 partitions made in (\d+) ms, (\d+) ms for each day \((\w+) 5000 ms\)\n", told)
+    assert match is not None, told
+    assert int(match[2]) == pytest.approx(int(match[1]) / 7, abs=1)
+    assert match[3] == ("under" if int(match[2]) < 5000 else "OVER")
+    for slowest, held in ((299.0, "under"), (300.0, "OVER")):
+        report = ingest.Report(rows=9, milliseconds=[58.2, 40.0, slowest])
+        assert str(report).endswith(f"a race written in 58 ms (slowest {slowest:.0f} ms, {held} 300 ms)")
 
 
 # -- the demo --------------------------------------------------------------------------------------------
