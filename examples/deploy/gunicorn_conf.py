@@ -8,7 +8,7 @@ bind = os.environ.get("BIND", "0.0.0.0:8000")
 workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
 # Uvicorn's own `uvicorn.workers` is deprecated; this is its successor, a package of its own.
 worker_class = "uvicorn_worker.UvicornWorker"
-# The application is made once and forked: nothing in it connects, or starts a thread, before a worker has begun.
+# The application is made once and forked: nothing in it connects, or starts a thread, before that.
 preload_app = True
 # In a container whose file system is read-only; and never on a disk, where it would stall the workers.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None

@@ -1,4 +1,4 @@
-"""The service's processes on one machine, for the demo and the tests: the very scripts that the image runs."""
+"""The service's processes on one machine, for the demo and the tests, by the scripts that the image runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -70,21 +71,23 @@ class Process:
 
     def close(self) -> None:
         """Leave nothing of it."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self._process.wait()
 
 
 class Machine:
-    """Where they run: one environment, one folder for what they say."""
+    """Where they run: one environment, one folder for what they say.
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    :param service: this folder, or a copy of it, named ``deploy`` too.
+    """
+
+    def __init__(self, folder: Path, *, service: Path = HERE, **environment: str) -> None:
         self.folder = folder
+        self.service = service
         self.processes: list[Process] = []
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        importable = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+        importable = os.pathsep.join(filter(None, [str(service.parent), os.environ.get("PYTHONPATH")]))
         self.environment = {**os.environ, "PATH": path, "PYTHONPATH": importable, **environment}
 
     def __enter__(self) -> Machine:
@@ -98,7 +101,7 @@ class Machine:
 
     def start(self, name: str, *arguments: str, **more: str) -> Process:
         """Start a container's first process, with the arguments that would stand in compose.yaml."""
-        command = [str(HERE / "entrypoint.sh"), *arguments]
+        command = [str(self.service / "entrypoint.sh"), *arguments]
         process = Process(name, command, {**self.environment, **more}, self.folder)
         self.processes.append(process)
         return process
@@ -110,7 +113,7 @@ class Machine:
     def run(self, script: str, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         """Run one of the scripts to its end."""
         return subprocess.run(
-            [str(HERE / script), *arguments],
+            [str(self.service / script), *arguments],
             check=False,
             capture_output=True,
             text=True,

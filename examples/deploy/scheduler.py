@@ -16,11 +16,12 @@ from pathlib import Path
 
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
 from . import logs
 from .service import Service
+from .settings import database_url
 
 logger = logging.getLogger("deploy.scheduler")
 
@@ -36,22 +37,24 @@ def is_migrated(engine: Engine) -> bool:
         return set(MigrationContext.configure(connection).get_current_heads()) == wanted
 
 
-def wait_for_schema(engine: Engine, seconds: float, stopped: threading.Event) -> bool:
+def wait_for_schema(seconds: float, stopped: threading.Event) -> bool:
     """Wait for somebody else to migrate; return whether that was done in time."""
+    # Not the keeper's engine: its first look is for when there is something to see.
+    engine = create_engine(database_url(), poolclass=NullPool)
     deadline = time.monotonic() + seconds
     told = False
     while not stopped.is_set():
-        reason = "it is not migrated"
+        reason = "the database is not at this image's revision"
         try:
             if is_migrated(engine):
                 return True
         except OperationalError as error:  # the database itself may come up later than we do
             reason = str(error.orig).strip()
         if time.monotonic() >= deadline:
-            logger.error("gave up after %g s: %s. The web replicas migrate, or migrate.sh.", seconds, reason)
+            logger.error("gave up after %g s: %s; the web replicas migrate, or migrate.sh", seconds, reason)
             return False
         if not told:
-            logger.info("waiting for the database: %s", reason)
+            logger.info("waiting until somebody has migrated: %s", reason)
             told = True
         stopped.wait(0.5)
     return False
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    if not wait_for_schema(service.engine, service.settings.schema_timeout, stopped):
+    if not wait_for_schema(service.settings.schema_timeout, stopped):
         return 0 if stopped.is_set() else TRY_AGAIN
     service.start_jobs()
     logger.info("started: %s, and partitions", ", ".join(service.jobs.names))

@@ -1,7 +1,8 @@
-"""What a web replica and the scheduler have in common: engine, keeper, Redis and jobs, none of it connected yet."""
+"""What a web replica and the scheduler have in common: engine, keeper, Redis and jobs; nothing connected."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -10,12 +11,15 @@ from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import keep
 from alembic_partitions.contrib.alerts import Alerts
+from alembic_partitions.contrib.source import Source
 from alembic_partitions.keeper import Keeper
 
 from . import store
 from .cache import Cache
 from .jobs import Jobs
 from .settings import Settings, database_url
+
+logger = logging.getLogger(__name__)
 
 # Slots are counted from here, and so are the times at which they are tried.
 EPOCH = datetime.fromtimestamp(0, timezone.utc)
@@ -32,6 +36,9 @@ class Service:
     jobs: Jobs
     _scheduler: BackgroundScheduler | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self._source = Source(self.keeper)
+
     @classmethod
     def from_environment(cls) -> Service:
         settings = Settings.from_environment()
@@ -45,11 +52,13 @@ class Service:
         return cls(settings, engine, keep(engine), cache, Jobs(engine, {"refresh_odds": refresh_odds}))
 
     def start_jobs(self) -> None:
-        """Start them in threads of this process. Others may do so too: each slot, and each run, is had once."""
+        """Start them in threads of this process. Others may do so too: each slot, and each run, is once."""
         told = self.settings
         alerts = Alerts(*told.alert_urls, spacing=told.alert_spacing, quiet=told.alert_quiet)
         self.keeper.start(every=told.maintain_every, alerts=alerts if told.alert_urls else None)
         self._scheduler = scheduler = BackgroundScheduler(timezone="UTC")
+        if told.alert_urls:  # the keeper's schedule looks after each run, and every five minutes
+            scheduler.add_job(self._check, "interval", (alerts,), seconds=told.alert_every, id="alerts")
         for name in self.jobs.names:
             scheduler.add_job(
                 self.jobs.run,
@@ -62,6 +71,12 @@ class Service:
                 misfire_grace_time=None,
             )
         scheduler.start()
+
+    def _check(self, alerts: Alerts) -> None:
+        try:
+            alerts.check(self._source)
+        except Exception as error:  # noqa: BLE001  # a database that is away: /readyz says so
+            logger.warning("no look at what is to be told: %s", type(error).__name__)
 
     def stop(self) -> None:
         """Let jobs under way come to their end, and give all connections back."""

@@ -32,6 +32,8 @@ class Settings:
     maintain_every: str
     #: Where alerts go, in Apprise's notation: tgram://..., slack://..., mailto://..., json://...
     alert_urls: tuple[str, ...]
+    #: Seconds between two looks at what there is to tell.
+    alert_every: float
     alert_spacing: str
     alert_quiet: str
     #: Seconds that the scheduler waits for somebody to migrate.
@@ -48,6 +50,7 @@ class Settings:
             refresh_every=seconds("REFRESH_EVERY", told.get("REFRESH_EVERY", "30 s")),
             maintain_every=told.get("MAINTAIN_EVERY", "12h"),
             alert_urls=tuple(told.get("ALERT_URLS", "").split()),
+            alert_every=seconds("ALERT_EVERY", told.get("ALERT_EVERY", "1 min")),
             alert_spacing=told.get("ALERT_SPACING", "10 s"),
             alert_quiet=told.get("ALERT_QUIET", "10 min"),
             schema_timeout=seconds("SCHEMA_TIMEOUT", told.get("SCHEMA_TIMEOUT", "10 min")),
