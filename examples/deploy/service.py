@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
-from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.schedulers.background import BackgroundScheduler  # type: ignore[import-untyped]
 from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import keep
@@ -18,8 +17,6 @@ from . import store
 from .cache import Cache
 from .jobs import Jobs
 from .settings import Settings, database_url
-
-logger = logging.getLogger(__name__)
 
 # Slots are counted from here, and so are the times at which they are tried.
 EPOCH = datetime.fromtimestamp(0, timezone.utc)
@@ -35,9 +32,6 @@ class Service:
     cache: Cache
     jobs: Jobs
     _scheduler: BackgroundScheduler | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self._source = Source(self.keeper)
 
     @classmethod
     def from_environment(cls) -> Service:
@@ -58,7 +52,8 @@ class Service:
         self.keeper.start(every=told.maintain_every, alerts=alerts if told.alert_urls else None)
         self._scheduler = scheduler = BackgroundScheduler(timezone="UTC")
         if told.alert_urls:  # the keeper's schedule looks after each run, and every five minutes
-            scheduler.add_job(self._check, "interval", (alerts,), seconds=told.alert_every, id="alerts")
+            source = Source(self.keeper)
+            scheduler.add_job(alerts.check, "interval", (source,), seconds=told.alert_every, id="alerts")
         for name in self.jobs.names:
             scheduler.add_job(
                 self.jobs.run,
@@ -71,12 +66,6 @@ class Service:
                 misfire_grace_time=None,
             )
         scheduler.start()
-
-    def _check(self, alerts: Alerts) -> None:
-        try:
-            alerts.check(self._source)
-        except Exception as error:  # noqa: BLE001  # a database that is away: /readyz says so
-            logger.warning("no look at what is to be told: %s", type(error).__name__)
 
     def stop(self) -> None:
         """Let jobs under way come to their end, and give all connections back."""

@@ -19,7 +19,7 @@ def build(context: Path, root: Path) -> Path:
             continue
         *sources, target = [word for word in line.split()[1:] if not word.startswith("--")]
         for pattern in sources:
-            found = [path for path in context.glob(pattern) if any(f == path or path in f.parents for f in taken)]
+            found = [path for path in context.glob(pattern) if taken & {path, *path.rglob("*")}]
             if not found:
                 raise ValueError(f"{line}: there is no {pattern} in the build context")
             for path in found:

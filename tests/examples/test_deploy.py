@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from tests.tables import declare, policy, rows, run, scalar
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-import scratch  # noqa: E402
 from deploy.processes import Machine, Process, address  # noqa: E402
 from redis_server import RedisServer, redis_server  # noqa: E402
 
@@ -67,14 +67,14 @@ def receiver() -> Iterator[Receiver]:
     received = Receiver()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             received.messages.append(json.loads(body))
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *told: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
@@ -96,7 +96,7 @@ class Deployed:
     replicas: list[Process]
     clients: list[httpx.Client]
 
-    def get(self, path: str, replica: int = 0, **headers: str) -> httpx.Response:
+    def get(self, path: str, replica: int = 0, headers: dict[str, str] | None = None) -> httpx.Response:
         return self.clients[replica].get(path, headers=headers)
 
     def offer(self, replica: int = 0, headers: dict[str, str] = WRITE, **price: Any) -> httpx.Response:
@@ -131,7 +131,6 @@ def deployed(module_database: Database, image: Path) -> Iterator[Deployed]:
         redis_server() as redis,
         receiver() as alerts,
         Machine(Path(folder), service=image, **environment(module_database)) as machine,
-        httpx.Client() as plain,
     ):
         machine.environment |= {"REDIS_URL": redis.url, "ALERT_URLS": f"json://127.0.0.1:{alerts.port}/"}
         schedulers = [machine.start(f"scheduler{number}", "scheduler") for number in (1, 2)]
@@ -180,9 +179,9 @@ def test_the_first_process_of_a_replica_is_gunicorn_itself_with_two_workers(depl
 def test_each_worker_of_an_application_that_was_loaded_before_the_fork_writes_and_keeps_partitions(
     deployed: Deployed,
 ) -> None:
-    day = datetime.now(timezone.utc) + timedelta(days=20)  # beyond the horizon, within what an insert may make
+    beyond_the_horizon = datetime.now(timezone.utc) + timedelta(days=20)
     for number in range(8):
-        observed = (day + timedelta(days=number)).isoformat()
+        observed = (beyond_the_horizon + timedelta(days=number)).isoformat()
         assert deployed.offer(selectionId=20, observedAt=observed).status_code == 201
     assert len(deployed.get("/odds/20/history").json()) == 8
 
@@ -190,7 +189,11 @@ def test_each_worker_of_an_application_that_was_loaded_before_the_fork_writes_an
 @pytest.mark.parametrize(
     ("spoilt", "settings", "line"),
     [
-        ("CREATE TABLE odds (mine int)", {}, 'alembic-partitions: revision 0001: relation "odds" already exists'),
+        (
+            "CREATE TABLE odds (mine int)",
+            {},
+            'alembic-partitions: revision 0001: relation "odds" already exists',
+        ),
         ("SELECT 1", {"ODDS_TOKEN": "short"}, "ODDS_TOKEN: a token of 16 characters or more is needed"),
         ("SELECT 1", {"DATABASE_URL_FILE": "/none"}, "entrypoint: DATABASE_URL_FILE=/none cannot be read"),
     ],
@@ -212,3 +215,273 @@ def test_what_fails_at_the_start_ends_the_container_with_one_clear_line(
     assert line in replica.said.splitlines()
     assert "Traceback" not in replica.said
     assert "Listening at" not in replica.said
+
+
+# -- a standalone scheduler that never migrates and runs each job once across processes ----------------------
+
+
+def test_a_scheduler_that_nobody_migrates_for_gives_up_with_one_clear_line_and_has_migrated_nothing(
+    engine: Engine, database: Database, image: Path, tmp_path: Path
+) -> None:
+    settings = environment(database, SCHEMA_TIMEOUT="0 s")
+    with Machine(tmp_path, service=image, **settings) as machine:
+        scheduler = machine.start("scheduler", "scheduler")
+        assert scheduler.wait() == 75
+    told = scheduler.said.splitlines()
+    assert len(told) == 1
+    assert told[0].endswith(
+        "deploy.scheduler: gave up after 0 s: the database is not at this image's revision; "
+        "the web replicas migrate, or migrate.sh"
+    )
+    assert rows(engine, "SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
+
+
+def test_two_schedulers_run_each_slot_of_a_job_once_between_them_and_none_is_left_out(
+    deployed: Deployed,
+) -> None:
+    begun = "SELECT slot FROM job_runs WHERE job_name = 'refresh_odds' ORDER BY slot"
+    until(lambda: len(rows(deployed.engine, begun)) >= 4, "four slots")
+    ran = rows(
+        deployed.engine, "SELECT slot, status FROM job_runs WHERE finished_at IS NOT NULL ORDER BY slot"
+    )
+    told = until(
+        lambda: counted if (counted := ran_by(deployed.schedulers)) >= len(ran) else 0, "a line for each run"
+    )
+    assert told <= len(rows(deployed.engine, begun))
+    slots = [slot for slot, _ in ran]
+    assert {after - before for before, after in pairwise(slots)} == {timedelta(seconds=EVERY)}
+
+
+def ran_by(processes: list[Process]) -> int:
+    return sum(process.said.count("deploy.jobs: refresh_odds: ") for process in processes)
+
+
+def test_two_schedulers_maintain_partitions_once(deployed: Deployed) -> None:
+    done = until(lambda: [s for s in deployed.schedulers if "partition run done" in s.said], "a run")
+    assert len(done) == 1
+    until(
+        lambda: all("next partition run" in s.said for s in deployed.schedulers), "both know of the next one"
+    )
+    assert scalar(deployed.engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
+
+
+def test_where_there_is_a_scheduler_the_replicas_run_no_jobs(deployed: Deployed) -> None:
+    until(lambda: rows(deployed.engine, "SELECT FROM job_runs"), "a run")
+    by = {int(who.rpartition(":")[2]) for (who,) in rows(deployed.engine, "SELECT run_by FROM job_runs")}
+    assert by <= {scheduler.pid for scheduler in deployed.schedulers}
+    assert ran_by(deployed.replicas) == 0
+    assert not any("partition schedule started" in replica.said for replica in deployed.replicas)
+
+
+def test_without_one_the_workers_of_a_replica_run_them_each_slot_once(
+    engine: Engine, database: Database, image: Path, tmp_path: Path, deployed: Deployed
+) -> None:
+    settings = environment(
+        database, SCHEDULER_STANDALONE="0", REFRESH_EVERY="1 s", REDIS_URL=deployed.redis.url
+    )
+    with Machine(tmp_path, service=image, **settings) as machine:
+        replica = machine.replica("web")
+        address(replica)
+        finished = "SELECT run_by FROM job_runs WHERE status = 'ok'"
+        until(lambda: len(rows(engine, finished)) >= 3, "three runs")
+        replica.wait_for("partition run done")
+        assert replica.terminate() == 0, "it ends in peace"
+    by = {int(who.rpartition(":")[2]) for (who,) in rows(engine, finished)}
+    assert by <= {int(pid) for pid in re.findall(r"Booting worker with pid: (\d+)", replica.said)}
+    assert ran_by([replica]) == len(rows(engine, finished))
+    assert scalar(engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
+
+
+def test_the_health_check_of_the_scheduler_tells_whether_jobs_are_run(deployed: Deployed) -> None:
+    until(lambda: rows(deployed.engine, "SELECT FROM job_runs WHERE status = 'ok'"), "a run")
+    told = deployed.machine.run("entrypoint.sh", "scheduler", "--check", REFRESH_EVERY="1 h")
+    assert (told.returncode, told.stdout) == (0, "on time\n")
+    told = deployed.machine.run("entrypoint.sh", "scheduler", "--check", REFRESH_EVERY="0 s")
+    assert (told.returncode, told.stdout) == (1, "overdue: refresh_odds\n")
+
+
+# -- /healthz {"ok": true}; /readyz: the database, and Redis -------------------------------------------------
+
+
+def test_healthz_says_ok_true(deployed: Deployed) -> None:
+    found = deployed.get("/healthz")
+    assert (found.status_code, found.json()) == (200, {"ok": True})
+
+
+def test_readyz_asks_the_database_and_redis_and_prices_are_served_without_redis(deployed: Deployed) -> None:
+    assert deployed.get("/readyz").json() == {"ok": True, "checks": {"database": "ok", "redis": "ok"}}
+    deployed.offer(selectionId=30)
+    deployed.redis.stop()
+    try:
+        found = deployed.get("/readyz")
+        assert (found.status_code, found.json()["checks"]) == (503, {"database": "ok", "redis": "failed"})
+        assert deployed.get("/healthz").status_code == 200
+        assert deployed.get("/odds/30").json()["price"] == "3.40"
+        assert deployed.offer(selectionId=30, price="3.60").status_code == 201
+        failed = until(
+            lambda: [job for job in jobs_of(deployed) if job["status"] == "failed"], "a failed job"
+        )
+        assert (
+            "redis" in failed[0]["error_snippet"].lower() or "connect" in failed[0]["error_snippet"].lower()
+        )
+    finally:
+        deployed.redis.start()
+    assert deployed.get("/readyz").status_code == 200
+
+
+def jobs_of(deployed: Deployed) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = deployed.get("/ops/jobs").json()
+    return found
+
+
+def test_readyz_fails_while_the_database_is_away_and_all_is_well_when_it_is_back(
+    deployed: Deployed, databases: Databases, module_database: Database
+) -> None:
+    name = module_database.name
+    with databases.admin() as admin:
+        admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            admin.exec_driver_sql(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            )
+            found = deployed.get("/readyz", replica=1)
+            assert (found.status_code, found.json()["checks"]["database"]) == (503, "failed")
+            assert deployed.get("/healthz", replica=1).status_code == 200
+            refused = deployed.offer(replica=1)
+            assert (refused.status_code, refused.json()["error"]) == (503, "the database does not answer")
+        finally:
+            admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    assert deployed.get("/readyz", replica=1).status_code == 200
+    assert deployed.offer(replica=1).status_code == 201
+
+
+# -- /ops/jobs: job_name, last_run_at, duration_ms, status, error_snippet ------------------------------------
+
+
+def test_ops_jobs_lists_partition_runs_and_the_services_own_job(deployed: Deployed) -> None:
+    found = until(
+        lambda: jobs if {"maintain", "refresh_odds"} <= (jobs := by_name(deployed)).keys() else None, "both"
+    )
+    assert {tuple(job) for job in found.values()} == {
+        ("job_name", "last_run_at", "duration_ms", "status", "error_snippet")
+    }
+    ours = until(lambda: ok_run(by_name(deployed)["refresh_odds"]), "a run that is done")
+    begun = datetime.fromisoformat(ours["last_run_at"].replace("Z", "+00:00"))
+    assert abs(datetime.now(timezone.utc) - begun) < timedelta(minutes=5)
+    assert ours["duration_ms"] >= 0
+
+
+def by_name(deployed: Deployed) -> dict[str, dict[str, Any]]:
+    return {job["job_name"]: job for job in jobs_of(deployed)}
+
+
+def ok_run(job: dict[str, Any]) -> dict[str, Any] | None:
+    return job if job["status"] == "ok" and job["error_snippet"] is None else None
+
+
+# -- request ids ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/odds/7", "/odds/nonsense", "/readyz", "/api/v1/partitions/list", "/none"])
+def test_a_request_id_goes_in_comes_out_and_is_in_the_log(deployed: Deployed, path: str) -> None:
+    number = f"asked-for{path.replace('/', '-')}"
+    found = deployed.get(path, headers={"X-Request-ID": number})
+    assert found.headers["X-Request-ID"] == number
+    if found.status_code >= 400:
+        assert found.json()["requestId"] == number
+    deployed.replicas[0].wait_for(rf"\[{number}\] deploy.logs: GET {path} {found.status_code} ")
+
+
+def test_a_request_without_an_id_or_with_an_odd_one_is_given_one(deployed: Deployed) -> None:
+    told = [
+        deployed.get("/odds/7", headers=headers).headers["X-Request-ID"]
+        for headers in ({}, {"X-Request-ID": "a b"}, {"X-Request-ID": "x" * 999})
+    ]
+    assert len(set(told)) == 3
+    assert all(re.fullmatch("[0-9a-f]{16}", number) for number in told)
+
+
+# -- Cache-Control on the data routes ------------------------------------------------------------------------
+
+
+def test_prices_may_be_cached_for_seconds_and_nothing_else_may_be_kept(deployed: Deployed) -> None:
+    kept = deployed.offer(selectionId=40)
+    assert (kept.status_code, kept.headers["Cache-Control"]) == (201, "no-store")
+    for path in ("/odds/40", "/odds/40/history"):
+        assert deployed.get(path).headers["Cache-Control"] == "public, max-age=5"
+    for path in ("/odds/41", "/odds/0", "/healthz", "/ops/jobs"):
+        assert deployed.get(path).headers["Cache-Control"] == "no-store", path
+    assert deployed.offer(headers={}).headers["Cache-Control"] == "no-store"
+
+
+def test_a_new_price_is_read_at_once_from_every_replica(deployed: Deployed) -> None:
+    for number, price in enumerate(("2.10", "2.20", "2.30")):
+        assert deployed.offer(replica=number, selectionId=50, price=price).json()["price"] == price
+        assert [deployed.get("/odds/50", replica).json()["price"] for replica in range(3)] == [price] * 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"headers": {}}, 401),
+        ({"headers": OPERATE}, 401),
+        ({"price": "0.5"}, 422),
+        ({"more": 1}, 422),
+        ({"observedAt": "2126-01-01T00:00:00Z"}, 422),
+    ],
+)
+def test_what_is_no_price_or_not_from_the_feed_is_refused_with_a_clear_status(
+    deployed: Deployed, wrong: dict[str, Any], says: int
+) -> None:
+    found = deployed.offer(**wrong)
+    assert (found.status_code, sorted(found.json())) == (says, ["error", "requestId"])
+
+
+# -- a manual migrate and a smoke script ---------------------------------------------------------------------
+
+
+def test_the_migrate_script_goes_up_down_and_up_again(
+    engine: Engine, database: Database, image: Path, tmp_path: Path
+) -> None:
+    machine = Machine(tmp_path, service=image, **environment(database))
+    at = "SELECT version_num FROM alembic_version"
+    for arguments, revision in (((), "0002"), (("downgrade", "0001"), "0001"), (("head",), "0002")):
+        done = machine.run("migrate.sh", *arguments)
+        assert (done.returncode, scalar(engine, at)) == (0, revision), done.stderr
+    done = machine.run("migrate.sh", "0099")
+    assert done.returncode != 0
+    assert "0099" in done.stderr
+
+
+def test_the_smoke_script_says_that_all_is_well(deployed: Deployed) -> None:
+    done = deployed.machine.run("smoke.sh", str(deployed.clients[2].base_url))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == f"All is well at {str(deployed.clients[2].base_url).rstrip('/')}."
+    assert done.stdout.count("ok ") == 9
+
+
+def test_the_smoke_script_ends_with_1_at_the_first_thing_that_is_not_well(deployed: Deployed) -> None:
+    address = str(deployed.clients[0].base_url)
+    done = deployed.machine.run("smoke.sh", address, ODDS_TOKEN="a-token-that-is-wrong")
+    assert done.returncode == 1
+    assert done.stderr.startswith("FAIL  a price goes in: status 401, expected 201")
+    done = deployed.machine.run("smoke.sh", "http://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "FAIL  it lives: no answer" in done.stderr
+
+
+# -- alerts: at most one in 10 s, and one per problem in 10 min ----------------------------------------------
+
+
+def test_of_two_schedulers_one_tells_of_a_problem_once_and_of_the_next_one_ten_seconds_later(
+    deployed: Deployed,
+) -> None:
+    for name in ("tips", "results"):
+        until(lambda name=name: deployed.alerts.about(f"public.{name}"), f"an alert about {name}")  # type: ignore[misc]
+    for name in ("tips", "results"):
+        (told,) = deployed.alerts.about(f"public.{name}")
+        assert "the DEFAULT partition holds rows" in told["message"]
+    claimed = rows(
+        deployed.engine, "SELECT started_at FROM partition_runs WHERE action = 'alert' ORDER BY started_at"
+    )
+    assert claimed[1][0] - claimed[0][0] >= timedelta(seconds=10)
