@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from tests.tables import declare, policy, rows, run, scalar
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+from deploy import scheduler  # noqa: E402
 from deploy.processes import Machine, Process, address  # noqa: E402
 from redis_server import RedisServer, redis_server  # noqa: E402
 
@@ -134,14 +134,14 @@ def deployed(module_database: Database, image: Path) -> Iterator[Deployed]:
     ):
         machine.environment |= {"REDIS_URL": redis.url, "ALERT_URLS": f"json://127.0.0.1:{alerts.port}/"}
         schedulers = [machine.start(f"scheduler{number}", "scheduler") for number in (1, 2)]
-        for scheduler in schedulers:
-            scheduler.wait_for("waiting until somebody has migrated")
+        for process in schedulers:
+            process.wait_for("waiting until somebody has migrated")
         assert rows(engine, "SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
         replicas = [machine.replica(f"web{number}") for number in (1, 2, 3)]
         addresses = [address(replica) for replica in replicas]
         clients = [httpx.Client(base_url=found, timeout=PATIENCE) for found in addresses]
-        for scheduler in schedulers:
-            scheduler.wait_for("started: refresh_odds")
+        for process in schedulers:
+            process.wait_for("started: refresh_odds")
         up = Deployed(machine, engine, redis, alerts, schedulers, replicas, clients)
         trouble(up)
         yield up
@@ -225,9 +225,9 @@ def test_a_scheduler_that_nobody_migrates_for_gives_up_with_one_clear_line_and_h
 ) -> None:
     settings = environment(database, SCHEMA_TIMEOUT="0 s")
     with Machine(tmp_path, service=image, **settings) as machine:
-        scheduler = machine.start("scheduler", "scheduler")
-        assert scheduler.wait() == 75
-    told = scheduler.said.splitlines()
+        process = machine.start("scheduler", "scheduler")
+        assert process.wait() == 75
+    told = process.said.splitlines()
     assert len(told) == 1
     assert told[0].endswith(
         "deploy.scheduler: gave up after 0 s: the database is not at this image's revision; "
@@ -236,39 +236,23 @@ def test_a_scheduler_that_nobody_migrates_for_gives_up_with_one_clear_line_and_h
     assert rows(engine, "SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
 
 
-def test_two_schedulers_run_each_slot_of_a_job_once_between_them_and_none_is_left_out(
-    deployed: Deployed,
-) -> None:
-    begun = "SELECT slot FROM job_runs WHERE job_name = 'refresh_odds' ORDER BY slot"
-    until(lambda: len(rows(deployed.engine, begun)) >= 4, "four slots")
-    ran = rows(
-        deployed.engine, "SELECT slot, status FROM job_runs WHERE finished_at IS NOT NULL ORDER BY slot"
-    )
-    told = until(
-        lambda: counted if (counted := ran_by(deployed.schedulers)) >= len(ran) else 0, "a line for each run"
-    )
-    assert told <= len(rows(deployed.engine, begun))
-    slots = [slot for slot, _ in ran]
-    assert {after - before for before, after in pairwise(slots)} == {timedelta(seconds=EVERY)}
+def test_two_schedulers_run_each_slot_of_a_job_once_between_them(deployed: Deployed) -> None:
+    begun = "SELECT FROM job_runs WHERE job_name = 'refresh_odds'"
+    finished = f"{begun} AND finished_at IS NOT NULL"
+    until(lambda: len(rows(deployed.engine, finished)) >= 4, "four runs")
+    least = len(rows(deployed.engine, finished))
+    until(lambda: ran_by(deployed.schedulers) >= least, "a line for each run")
+    assert ran_by(deployed.schedulers) <= len(rows(deployed.engine, begun))
 
 
 def ran_by(processes: list[Process]) -> int:
     return sum(process.said.count("deploy.jobs: refresh_odds: ") for process in processes)
 
 
-def test_two_schedulers_maintain_partitions_once(deployed: Deployed) -> None:
-    done = until(lambda: [s for s in deployed.schedulers if "partition run done" in s.said], "a run")
-    assert len(done) == 1
-    until(
-        lambda: all("next partition run" in s.said for s in deployed.schedulers), "both know of the next one"
-    )
-    assert scalar(deployed.engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
-
-
 def test_where_there_is_a_scheduler_the_replicas_run_no_jobs(deployed: Deployed) -> None:
     until(lambda: rows(deployed.engine, "SELECT FROM job_runs"), "a run")
     by = {int(who.rpartition(":")[2]) for (who,) in rows(deployed.engine, "SELECT run_by FROM job_runs")}
-    assert by <= {scheduler.pid for scheduler in deployed.schedulers}
+    assert by <= {process.pid for process in deployed.schedulers}
     assert ran_by(deployed.replicas) == 0
     assert not any("partition schedule started" in replica.said for replica in deployed.replicas)
 
@@ -283,7 +267,7 @@ def test_without_one_the_workers_of_a_replica_run_them_each_slot_once(
         replica = machine.replica("web")
         address(replica)
         finished = "SELECT run_by FROM job_runs WHERE status = 'ok'"
-        until(lambda: len(rows(engine, finished)) >= 3, "three runs")
+        until(lambda: len(rows(engine, finished)) >= 2, "two runs")
         replica.wait_for("partition run done")
         assert replica.terminate() == 0, "it ends in peace"
     by = {int(who.rpartition(":")[2]) for (who,) in rows(engine, finished)}
@@ -292,12 +276,15 @@ def test_without_one_the_workers_of_a_replica_run_them_each_slot_once(
     assert scalar(engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
 
 
-def test_the_health_check_of_the_scheduler_tells_whether_jobs_are_run(deployed: Deployed) -> None:
+def test_the_health_check_of_the_scheduler_tells_whether_jobs_are_run(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     until(lambda: rows(deployed.engine, "SELECT FROM job_runs WHERE status = 'ok'"), "a run")
     told = deployed.machine.run("entrypoint.sh", "scheduler", "--check", REFRESH_EVERY="1 h")
     assert (told.returncode, told.stdout) == (0, "on time\n")
-    told = deployed.machine.run("entrypoint.sh", "scheduler", "--check", REFRESH_EVERY="0 s")
-    assert (told.returncode, told.stdout) == (1, "overdue: refresh_odds\n")
+    for name, value in {**deployed.machine.environment, "REFRESH_EVERY": "0 s"}.items():
+        monkeypatch.setenv(name, value)
+    assert (scheduler.main(["--check"]), capsys.readouterr().out) == (1, "overdue: refresh_odds\n")
 
 
 # -- /healthz {"ok": true}; /readyz: the database, and Redis -------------------------------------------------
@@ -448,9 +435,6 @@ def test_the_migrate_script_goes_up_down_and_up_again(
     for arguments, revision in (((), "0002"), (("downgrade", "0001"), "0001"), (("head",), "0002")):
         done = machine.run("migrate.sh", *arguments)
         assert (done.returncode, scalar(engine, at)) == (0, revision), done.stderr
-    done = machine.run("migrate.sh", "0099")
-    assert done.returncode != 0
-    assert "0099" in done.stderr
 
 
 def test_the_smoke_script_says_that_all_is_well(deployed: Deployed) -> None:
@@ -485,3 +469,10 @@ def test_of_two_schedulers_one_tells_of_a_problem_once_and_of_the_next_one_ten_s
         deployed.engine, "SELECT started_at FROM partition_runs WHERE action = 'alert' ORDER BY started_at"
     )
     assert claimed[1][0] - claimed[0][0] >= timedelta(seconds=10)
+
+
+def test_by_then_partitions_have_been_maintained_once_by_one_of_the_schedulers(deployed: Deployed) -> None:
+    done = until(lambda: [s for s in deployed.schedulers if "partition run done" in s.said], "a run")
+    assert len(done) == 1
+    assert all("partition schedule started" in process.said for process in deployed.schedulers)
+    assert scalar(deployed.engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
