@@ -6,6 +6,7 @@ an empty database, and two schedulers that were there before them. They run whil
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -31,7 +32,7 @@ from tests.tables import declare, policy, rows, run, scalar
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
-from deploy import scheduler  # noqa: E402
+from deploy import demo, scheduler  # noqa: E402
 from deploy.processes import Machine, Process, address  # noqa: E402
 from redis_server import RedisServer, redis_server  # noqa: E402
 
@@ -476,3 +477,8 @@ def test_by_then_partitions_have_been_maintained_once_by_one_of_the_schedulers(d
     assert len(done) == 1
     assert all("partition schedule started" in process.said for process in deployed.schedulers)
     assert scalar(deployed.engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
+
+
+def test_the_demo_ends_as_it_should(databases: Databases) -> None:
+    told = io.StringIO()
+    assert demo.main(databases.server.render_as_string(hide_password=False), out=told) == 0, told.getvalue()
