@@ -31,6 +31,10 @@ UPDATE job_runs SET finished_at = clock_timestamp(), status = :status, error = :
 
 FORGET = text("DELETE FROM job_runs WHERE started_at < now() - interval '7 days'")
 
+RECENT = text("""
+SELECT DISTINCT job_name FROM job_runs WHERE started_at > now() - make_interval(secs => :seconds)
+""")
+
 LATEST = text("""
 SELECT DISTINCT ON (job_name) job_name, started_at, status, error,
        CAST(1000 * extract(epoch FROM finished_at - started_at) AS float) AS duration_ms
@@ -74,6 +78,12 @@ class Jobs:
             connection.execute(FORGET)
         logger.info("%s: %s, %.0f ms", name, status, 1000 * (time.perf_counter() - began))
         return True
+
+    def overdue(self, every: float) -> list[str]:
+        """Return the jobs that nobody has begun for three times their interval."""
+        with self._engine.connect() as connection:
+            recent = set(connection.scalars(RECENT, {"seconds": 3 * every}))
+        return [name for name in self.names if name not in recent]
 
     def latest(self) -> list[Ran]:
         """Return the last run of each job."""

@@ -21,10 +21,10 @@ _SANE = re.compile(r"[A-Za-z0-9][\w.:-]{0,63}", re.ASCII)
 
 
 def set_up() -> None:
-    """Log to stderr, where Docker and systemd look, with the request's id in each line."""
+    """Log to stderr, where Docker and systemd look, with process and request in each line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s")
+        logging.Formatter("%(asctime)s %(levelname)s %(process)d [%(request_id)s] %(name)s: %(message)s")
     )
     handler.addFilter(_add_request_id)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -7,114 +7,33 @@ an empty database, and two schedulers that were there before them. They run whil
 from __future__ import annotations
 
 import io
-import json
 import re
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Engine
 
 from tests.databases import Database, Databases
 from tests.examples.image import build
-from tests.tables import declare, policy, rows, run, scalar
+from tests.examples.odds_service import (
+    EXAMPLES,
+    OPERATE,
+    WRITE,
+    Deployed,
+    deployment,
+    environment,
+    until,
+)
+from tests.tables import rows, run, scalar
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from deploy import demo, scheduler  # noqa: E402
-from deploy.processes import Machine, Process, address  # noqa: E402
-from redis_server import RedisServer, redis_server  # noqa: E402
-
-WRITE = {"Authorization": "Bearer writes-odds-and-nothing-else"}
-OPERATE = {"Authorization": "Bearer looks-after-all-partitions"}
-#: Seconds between two runs of refresh_odds.
-EVERY = 2
-PATIENCE = 60
-
-
-def until(found: Callable[[], Any], what: str) -> Any:
-    """Wait until something is so, and return it."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"this has not come: {what}"
-        time.sleep(0.1)
-    return value
-
-
-@dataclass
-class Receiver:
-    """Whom Apprise tells, by json://; each message with when it came."""
-
-    port: int = 0
-    messages: list[dict[str, Any]] = field(default_factory=list)
-
-    def about(self, subject: str) -> list[dict[str, Any]]:
-        return [message for message in self.messages if subject in message["message"]]
-
-
-@contextmanager
-def receiver() -> Iterator[Receiver]:
-    received = Receiver()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            received.messages.append(json.loads(body))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *told: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        received.port = server.server_address[1]
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        yield received
-        server.shutdown()
-
-
-@dataclass
-class Deployed:
-    """What runs, and all that it needs."""
-
-    machine: Machine
-    engine: Engine
-    redis: RedisServer
-    alerts: Receiver
-    schedulers: list[Process]
-    replicas: list[Process]
-    clients: list[httpx.Client]
-
-    def get(self, path: str, replica: int = 0, headers: dict[str, str] | None = None) -> httpx.Response:
-        return self.clients[replica].get(path, headers=headers)
-
-    def offer(self, replica: int = 0, headers: dict[str, str] = WRITE, **price: Any) -> httpx.Response:
-        body = {"selectionId": 7, "bookmaker": "tote", "price": "3.40", **price}
-        return self.clients[replica].post("/odds", json=body, headers=headers)
-
-
-def environment(database: Database, **more: str) -> dict[str, str]:
-    return {
-        "DATABASE_URL": database.url.render_as_string(hide_password=False),
-        "ODDS_TOKEN": WRITE["Authorization"].split()[1],
-        "ALEMBIC_PARTITIONS_TOKEN": OPERATE["Authorization"].split()[1],
-        "SCHEDULER_STANDALONE": "1",
-        "REFRESH_EVERY": f"{EVERY} s",
-        "ALERT_EVERY": "1 s",
-        **more,
-    }
+from deploy import demo, scheduler  # isort: skip  # where the examples are is known by now
+from deploy.jobs import Jobs  # isort: skip
+from deploy.processes import Machine, Process, address  # isort: skip
+from deploy.service import Service  # isort: skip
 
 
 @pytest.fixture(scope="module")
@@ -126,38 +45,8 @@ def image() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def deployed(module_database: Database, image: Path) -> Iterator[Deployed]:
-    engine = create_engine(module_database.url, poolclass=NullPool)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        redis_server() as redis,
-        receiver() as alerts,
-        Machine(Path(folder), service=image, **environment(module_database)) as machine,
-    ):
-        machine.environment |= {"REDIS_URL": redis.url, "ALERT_URLS": f"json://127.0.0.1:{alerts.port}/"}
-        schedulers = [machine.start(f"scheduler{number}", "scheduler") for number in (1, 2)]
-        for process in schedulers:
-            process.wait_for("waiting until somebody has migrated")
-        assert rows(engine, "SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
-        replicas = [machine.replica(f"web{number}") for number in (1, 2, 3)]
-        addresses = [address(replica) for replica in replicas]
-        clients = [httpx.Client(base_url=found, timeout=PATIENCE) for found in addresses]
-        for process in schedulers:
-            process.wait_for("started: refresh_odds")
-        up = Deployed(machine, engine, redis, alerts, schedulers, replicas, clients)
-        trouble(up)
+    with deployment(module_database, image) as up:
         yield up
-        for client in clients:
-            client.close()
-    engine.dispose()
-
-
-def trouble(up: Deployed) -> None:
-    """Have two things worth an alert, the second as soon as somebody was told of the first."""
-    for name in ("tips", "results"):
-        declare(up.engine, name, policy())
-        run(up.engine, f"CREATE TABLE {name}_default PARTITION OF {name} DEFAULT")
-        run(up.engine, f"INSERT INTO {name} (at) VALUES ('2100-01-01')")
-        until(lambda: up.alerts.messages, "an alert")
 
 
 # -- an entrypoint that migrates under an advisory lock, then starts Gunicorn; several replicas --------------
@@ -181,10 +70,17 @@ def test_each_worker_of_an_application_that_was_loaded_before_the_fork_writes_an
     deployed: Deployed,
 ) -> None:
     beyond_the_horizon = datetime.now(timezone.utc) + timedelta(days=20)
-    for number in range(8):
-        observed = (beyond_the_horizon + timedelta(days=number)).isoformat()
-        assert deployed.offer(selectionId=20, observedAt=observed).status_code == 201
-    assert len(deployed.get("/odds/20/history").json()) == 8
+    days = iter(range(300))
+
+    def both() -> bool:
+        observed = (beyond_the_horizon + timedelta(days=next(days))).isoformat()
+        # A connection of its own: it may be the other worker's.
+        kept = deployed.offer(selectionId=20, observedAt=observed, headers={**WRITE, "Connection": "close"})
+        assert kept.status_code == 201, kept.text
+        wrote = re.findall(r"INFO (\d+) \[\w+\] deploy.logs: POST /odds 201", deployed.replicas[0].said)
+        return len(set(wrote)) == 2
+
+    until(both, "a price by each worker")
 
 
 @pytest.mark.parametrize(
@@ -283,9 +179,12 @@ def test_the_health_check_of_the_scheduler_tells_whether_jobs_are_run(
     until(lambda: rows(deployed.engine, "SELECT FROM job_runs WHERE status = 'ok'"), "a run")
     told = deployed.machine.run("entrypoint.sh", "scheduler", "--check", REFRESH_EVERY="1 h")
     assert (told.returncode, told.stdout) == (0, "on time\n")
-    for name, value in {**deployed.machine.environment, "REFRESH_EVERY": "0 s"}.items():
+    for name, value in deployed.machine.environment.items():
         monkeypatch.setenv(name, value)
-    assert (scheduler.main(["--check"]), capsys.readouterr().out) == (1, "overdue: refresh_odds\n")
+    service = Service.from_environment()
+    service.jobs = Jobs(service.engine, {"settle_bets": lambda: None})
+    assert (scheduler.check(service), capsys.readouterr().out) == (1, "overdue: settle_bets\n")
+    service.stop()
 
 
 # -- /healthz {"ok": true}; /readyz: the database, and Redis -------------------------------------------------
@@ -320,27 +219,6 @@ def test_readyz_asks_the_database_and_redis_and_prices_are_served_without_redis(
 def jobs_of(deployed: Deployed) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = deployed.get("/ops/jobs").json()
     return found
-
-
-def test_readyz_fails_while_the_database_is_away_and_all_is_well_when_it_is_back(
-    deployed: Deployed, databases: Databases, module_database: Database
-) -> None:
-    name = module_database.name
-    with databases.admin() as admin:
-        admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        try:
-            admin.exec_driver_sql(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-            )
-            found = deployed.get("/readyz", replica=1)
-            assert (found.status_code, found.json()["checks"]["database"]) == (503, "failed")
-            assert deployed.get("/healthz", replica=1).status_code == 200
-            refused = deployed.offer(replica=1)
-            assert (refused.status_code, refused.json()["error"]) == (503, "the database does not answer")
-        finally:
-            admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-    assert deployed.get("/readyz", replica=1).status_code == 200
-    assert deployed.offer(replica=1).status_code == 201
 
 
 # -- /ops/jobs: job_name, last_run_at, duration_ms, status, error_snippet ------------------------------------
@@ -464,8 +342,9 @@ def test_of_two_schedulers_one_tells_of_a_problem_once_and_of_the_next_one_ten_s
     for name in ("tips", "results"):
         until(lambda name=name: deployed.alerts.about(f"public.{name}"), f"an alert about {name}")  # type: ignore[misc]
     for name in ("tips", "results"):
-        (told,) = deployed.alerts.about(f"public.{name}")
-        assert "the DEFAULT partition holds rows" in told["message"]
+        told = [message["message"] for message in deployed.alerts.about(f"public.{name}")]
+        assert len(told) == 1, deployed.alerts.messages
+        assert "the DEFAULT partition holds rows" in told[0]
     claimed = rows(
         deployed.engine, "SELECT started_at FROM partition_runs WHERE action = 'alert' ORDER BY started_at"
     )
@@ -477,6 +356,28 @@ def test_by_then_partitions_have_been_maintained_once_by_one_of_the_schedulers(d
     assert len(done) == 1
     assert all("partition schedule started" in process.said for process in deployed.schedulers)
     assert scalar(deployed.engine, "SELECT count(*) FROM partition_runs WHERE action = 'maintain'") == 1
+
+
+# Last: for while the database is away, each process tells for itself what there is to tell.
+def test_readyz_fails_while_the_database_is_away_and_all_is_well_when_it_is_back(
+    deployed: Deployed, databases: Databases, module_database: Database
+) -> None:
+    name = module_database.name
+    with databases.admin() as admin:
+        admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            admin.exec_driver_sql(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            )
+            found = deployed.get("/readyz", replica=1)
+            assert (found.status_code, found.json()["checks"]["database"]) == (503, "failed")
+            assert deployed.get("/healthz", replica=1).status_code == 200
+            refused = deployed.offer(replica=1)
+            assert (refused.status_code, refused.json()["error"]) == (503, "the database does not answer")
+        finally:
+            admin.exec_driver_sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    assert deployed.get("/readyz", replica=1).status_code == 200
+    assert deployed.offer(replica=1).status_code == 201
 
 
 def test_the_demo_ends_as_it_should(databases: Databases) -> None:
