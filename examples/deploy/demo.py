@@ -80,6 +80,7 @@ class Show:
             "curl -s -i $WEB2/odds/7 -H 'X-Request-ID: what-is-7-paying' | grep -iE '^(cache|x-req)|price'",
             holds="public, max-age=5",
         )
+        self._processes[1].wait_for("what-is-7-paying")
         self.tell(self._processes[1], "the log of that replica", "what-is-7-paying")
 
     def look(self) -> None:

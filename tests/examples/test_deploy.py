@@ -114,6 +114,18 @@ def test_what_fails_at_the_start_ends_the_container_with_one_clear_line(
     assert "Listening at" not in replica.said
 
 
+def test_any_other_command_runs_with_the_secrets_that_lie_in_files(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    secret = tmp_path / "database_url"
+    secret.write_text(deployed.machine.environment["DATABASE_URL"] + "\n")
+    elsewhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/", "DATABASE_URL_FILE": str(secret)}
+    done = deployed.machine.run(
+        "entrypoint.sh", *"alembic-partitions check --table odds --warn-days 7".split(), **elsewhere
+    )
+    assert (done.returncode, done.stdout.partition(":")[0]) == (0, "OK"), done.stderr
+
+
 # -- a standalone scheduler that never migrates and runs each job once across processes ----------------------
 
 

@@ -131,3 +131,12 @@ def test_each_unit_starts_the_entrypoint_by_a_role_that_it_knows() -> None:
         program, *arguments = parser["Service"]["ExecStart"].split()
         assert program == "/opt/odds/deploy/entrypoint.sh"
         assert arguments[0] in {"web", "scheduler", "alembic-partitions"}
+
+
+def test_the_readme_names_every_file_and_no_other() -> None:
+    told = set(
+        re.findall(r"`([\w.]+\.(?:py|sh|ini|txt|yaml)|Dockerfile|\w+/)`", (HERE / "README.md").read_text())
+    )
+    there = {f"{path.name}/" if path.is_dir() else path.name for path in HERE.iterdir()}
+    unremarkable = {"__init__.py", "__pycache__/", ".dockerignore", "README.md"}
+    assert told - {"test_deploy_files.py"} == there - unremarkable
