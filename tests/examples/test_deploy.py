@@ -121,7 +121,7 @@ def test_any_other_command_runs_with_the_secrets_that_lie_in_files(
     secret.write_text(deployed.machine.environment["DATABASE_URL"] + "\n")
     elsewhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/", "DATABASE_URL_FILE": str(secret)}
     done = deployed.machine.run(
-        "entrypoint.sh", *"alembic-partitions check --table odds --warn-days 7".split(), **elsewhere
+        "entrypoint.sh", "alembic-partitions", "check", "--table", "odds", "--warn-days", "7", **elsewhere
     )
     assert (done.returncode, done.stdout.partition(":")[0]) == (0, "OK"), done.stderr
 
