@@ -193,6 +193,14 @@ class ArchiveError(PartitionError):
     remedy: str
 
 
+class ExtraMissing(PartitionError, ImportError):
+    """{what} needs {package}, which is not installed. Run: pip install "alembic-partitions[{extra}]"."""
+
+    what: str
+    package: str
+    extra: str
+
+
 class RunUnderWay(PartitionError):
     """Another run over the partitions of database {database} has been under way for more than {seconds:g} s
     ({holder}). Nothing was done here. Wait for it to end, then run the command again."""

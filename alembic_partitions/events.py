@@ -23,7 +23,7 @@ from sqlalchemy.util.concurrency import in_greenlet
 from . import maintenance, rows
 from .errors import PartitionError, PolicyError
 from .health import WARN_DAYS, Health
-from .keeper import Keeper, OnError
+from .keeper import Keeper, OnError, seconds
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -49,6 +49,23 @@ class AsyncKeeper:
     async def maintain(self, **orders: Any) -> maintenance.Report:
         """Run the daily maintenance now; see :meth:`Keeper.maintain`."""
         return await greenlet_spawn(self._keeper.maintain, **orders)
+
+    async def start(self, **told: Any) -> None:
+        """Run the maintenance again and again on this event loop; see :meth:`Keeper.start`.
+
+        A child of a fork has no such loop: start it there.
+        """
+        self._keeper.start(**told)
+
+    async def stop(self, timeout: str = "30 s") -> None:
+        """End what :meth:`start` began; a run that is under way may end within ``timeout``, or is cut off."""
+        if self._keeper.schedule is not None:
+            await self._keeper.schedule.astop(seconds("timeout", timeout))
+
+    @property
+    def running(self) -> bool:
+        """Whether :meth:`start` has been called, and :meth:`stop` has not."""
+        return self._keeper.running
 
     async def plan(self) -> tuple[maintenance.TablePlan, ...]:
         """Return what :meth:`ensure` would do now."""

@@ -50,6 +50,8 @@ class TableHealth:
     missing: tuple[str, ...]
     findings: tuple[str, ...]
     level: Level = Level.OK
+    #: What is to be done about it.
+    state: State = State.HEALTHY
     #: Why it is not OK.
     reasons: tuple[str, ...] = ()
     #: Days until inserts find no partition; infinite with MAXVALUE, ``None`` where it cannot be told.
@@ -69,17 +71,6 @@ class TableHealth:
     misaligned: tuple[str, ...] = ()
     #: What its last run failed over.
     failure: str | None = None
-
-    @property
-    def state(self) -> State:
-        """What is to be done about this table."""
-        if not self.enabled:
-            return State.HEALTHY
-        if self.level is Level.CRITICAL:
-            return State.CRITICAL if self.partitions or not self.current_missing else State.NO_PARTITIONS
-        if self.level is not Level.OK:
-            return State.DEGRADED
-        return State.CLEANUP_NEEDED if self.due else State.HEALTHY
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +158,15 @@ def assess(
         found += [
             (Level.WARNING, f"rows in {name} cannot be seen until repair succeeds") for name in gathered
         ]
+    level = worst([level for level, _ in found] or [Level.OK])
+    due = tuple(part.name for part in runway.due) if runway is not None and enabled else ()
     return TableHealth(
         table=str(table),
         current_missing=plan.current_missing,
         missing=tuple(step.name for step in plan.steps),
         findings=tuple(map(str, plan.findings)),
-        level=worst([level for level, _ in found] or [Level.OK]),
+        level=level,
+        state=_state(plan, level, due) if enabled else State.HEALTHY,
         reasons=tuple(why for _, why in found),
         runway=runway.days if runway is not None else 0.0 if plan.current_missing else None,
         horizon=runway.end if runway is not None else None,
@@ -180,10 +174,21 @@ def assess(
         stranded=stranded,
         enabled=enabled,
         partitions=len(table.partitions),
-        due=tuple(part.name for part in runway.due) if runway is not None and enabled else (),
+        due=due,
         misaligned=tuple(str(finding) for finding in plan.findings if is_off_grid(finding)),
         failure=failure,
     )
+
+
+def _state(plan: Plan, level: Level, due: Sequence[str]) -> State:
+    table = plan.table
+    if table.problem is None and not table.partitions and plan.current_missing:
+        return State.NO_PARTITIONS
+    if level is Level.CRITICAL:
+        return State.CRITICAL
+    if level is not Level.OK:
+        return State.DEGRADED
+    return State.CLEANUP_NEEDED if due else State.HEALTHY
 
 
 def _of_coverage(plan: Plan, runway: Runway | None, warn_days: float) -> list[tuple[Level, str]]:

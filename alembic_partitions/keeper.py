@@ -91,6 +91,8 @@ class Keeper:
                 field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".'
             )
         self.knowledge = Knowledge()
+        #: What :meth:`start` has begun, a ``contrib.schedule.Schedule``.
+        self.schedule: Any = None
         self._engine = engine
         self._schema = schema
         self._refresh = seconds("refresh", refresh)
@@ -152,6 +154,44 @@ class Keeper:
             self._load(side)
         self._error = report.failure
         return report
+
+    def start(
+        self,
+        *,
+        every: str | None = None,
+        cron: str | None = None,
+        timezone: str = "UTC",
+        alerts: Any = None,
+        on_run: Callable[[maintenance.Report | None, Exception | None], object] | None = None,
+        **orders: Any,
+    ) -> None:
+        """Run :meth:`maintain` again and again in a thread, and at once if a run is overdue.
+
+        Any number of processes may start it: each run happens once. A child of a fork goes on by itself.
+
+        :param every: how long after the begin of the last run the next is due, ``"12h"``.
+        :param cron: five fields, ``"0 0 * * *"``, in local time of ``timezone``.
+        :param alerts: an ``Alerts``; told to look after each run, and every five minutes.
+        :param on_run: called with the report of a run, or what it failed over.
+        :param orders: as :meth:`maintain` takes them.
+        :raises PolicyError: what is told cannot be followed, or it has been started already.
+        :raises ExtraMissing: APScheduler is not installed.
+        """
+        from .contrib import schedule
+
+        self.schedule = schedule.start(
+            self, every=every, cron=cron, timezone=timezone, alerts=alerts, on_run=on_run, **orders
+        )
+
+    def stop(self, timeout: str = "30 s") -> None:
+        """End what :meth:`start` began; a run that is under way may end within ``timeout``."""
+        if self.schedule is not None:
+            self.schedule.stop(seconds("timeout", timeout))
+
+    @property
+    def running(self) -> bool:
+        """Whether :meth:`start` has been called, and :meth:`stop` has not."""
+        return self.schedule is not None and bool(self.schedule.running)
 
     def plan(self) -> tuple[maintenance.TablePlan, ...]:
         """Return what :meth:`ensure` would do now; every plan empty means healthy."""

@@ -157,6 +157,27 @@ def one_run(engine: Engine, config_schema: str, patience: float = 60.0) -> Itera
 
 
 @contextmanager
+def one_job(engine: Engine, config_schema: str, patience: float = 0.0) -> Iterator[HeldLock]:
+    """Let one process at a time do, as a whole, what somebody asks for over the network.
+
+    :param patience: seconds to wait for another job to end.
+    :raises RunUnderWay: it did not.
+    """
+    with _one(engine, ("alembic_partitions job", config_schema), patience) as lock:
+        yield lock
+
+
+@contextmanager
+def one_schedule(engine: Engine, config_schema: str) -> Iterator[HeldLock]:
+    """Let one process at a time find that a run is due, and do it.
+
+    :raises RunUnderWay: another one is at it.
+    """
+    with _one(engine, ("alembic_partitions schedule", config_schema), 0.0) as lock:
+        yield lock
+
+
+@contextmanager
 def one_conversion(engine: Engine, table: str, patience: float = 2.0) -> Iterator[HeldLock]:
     """Let one process at a time convert a table, which may take hours that no other run is to wait for.
 

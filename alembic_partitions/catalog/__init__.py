@@ -13,6 +13,11 @@ from .adoption import (
     read_shape,
     session_zones,
 )
+from .alerts import (
+    Alert,
+    known_alerts,
+    turn_to_alert,
+)
 from .belongings import (
     read_belongings,
     read_ends,
@@ -37,6 +42,7 @@ from .draining import (
     stranded_windows,
 )
 from .figures import (
+    ALERT,
     Figures,
     Rows,
     Run,
@@ -118,6 +124,8 @@ from .values import (
 )
 
 __all__ = [
+    "ALERT",
+    "Alert",
     "Blocker",
     "Child",
     "Entries",
@@ -152,6 +160,7 @@ __all__ = [
     "insert_triggers",
     "key_type_of",
     "keys_of",
+    "known_alerts",
     "last_runs",
     "left_leaves",
     "meant",
@@ -201,6 +210,7 @@ __all__ = [
     "standing",
     "standing_index",
     "stranded_windows",
+    "turn_to_alert",
     "utc_settings",
     "waiting_entries",
     "with_partitions",

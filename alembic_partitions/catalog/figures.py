@@ -37,6 +37,9 @@ _RUNS = table(
     *map(column, ("detached", "dropped", "archived", "moved", "error", "details")),
 )
 
+#: The action of a row of partition_runs that tells of a message to people; it is no run.
+ALERT = "alert"
+
 # Size, rows as ANALYZE has counted them (-1: never), and our mark, by partition. One that is partitioned
 # itself holds nothing but what its own partitions hold. Whether a DEFAULT partition may be asked for rows: an
 # empty file needs no asking; where row-level security hides rows, none is not an answer.
@@ -201,15 +204,19 @@ def recent_runs(
     limit: int,
     *,
     failed: bool = False,
+    alerts: bool = False,
     tables: Collection[str] | None = None,
 ) -> list[Run]:
     """Return past runs, the newest first.
 
     :param failed: only those that failed, wholly or in part.
+    :param alerts: and what people were told of.
     :param tables: only those that changed one of these, ``schema.name``, or failed over it.
     """
     runs = _runs_in(config_schema)
     query = select(runs).order_by(runs.c.id.desc()).limit(limit)
+    if not alerts:
+        query = query.where(runs.c.action != ALERT)
     if failed:
         query = query.where(runs.c.error.is_not(None))
     if tables is not None:
@@ -223,11 +230,19 @@ def recent_runs(
     return [_run(row) for row in connection.execute(query)]
 
 
-def last_runs(connection: Connection, config_schema: str) -> list[Run]:
-    """Return the last run of each kind."""
+def last_runs(connection: Connection, config_schema: str) -> tuple[list[Run], dict[str, datetime]]:
+    """Return the last run of each kind, the newest first, and when the last one that went well ended."""
     runs = _runs_in(config_schema)
-    newest = select(func.max(runs.c.id)).group_by(runs.c.action)
-    return [_run(row) for row in connection.execute(select(runs).where(runs.c.id.in_(newest)))]
+    newest = select(func.max(runs.c.id)).where(runs.c.action != ALERT).group_by(runs.c.action)
+    wanted = newest.union_all(newest.where(runs.c.error.is_(None)))
+    found = connection.execute(select(runs).where(runs.c.id.in_(wanted)).order_by(runs.c.id.desc()))
+    last: dict[str, Run] = {}
+    successes: dict[str, datetime] = {}
+    for run in map(_run, found):
+        last.setdefault(run.action, run)
+        if run.error is None:
+            successes.setdefault(run.action, run.finished_at)
+    return list(last.values()), successes
 
 
 def _runs_in(schema: str) -> Any:
@@ -236,7 +251,11 @@ def _runs_in(schema: str) -> Any:
 
 def _run(row: Row[Any]) -> Run:
     values = dict(row._mapping)
-    details = values.pop("details")
-    if isinstance(details, str):  # asyncpg hands out jsonb as text without a type
-        details = json.loads(details)
-    return Run(**values, details=details or {})
+    details = _details(values.pop("details"))
+    return Run(**values, details=details)
+
+
+def _details(found: Any) -> Mapping[str, Any]:
+    if isinstance(found, str):  # asyncpg hands out jsonb as text without a type
+        found = json.loads(found)
+    return found or {}

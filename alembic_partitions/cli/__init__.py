@@ -12,6 +12,7 @@ from . import (
     maintaining,
     migrating,
     repairing,
+    running,
     showing,
     splitting,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "maintaining",
     "migrating",
     "repairing",
+    "running",
     "showing",
     "splitting",
 ]

@@ -97,6 +97,14 @@ def place(url: URL) -> tuple[str | None, int, str | None]:
     return url.host, url.port or 5432, url.database
 
 
+def engine_at(call: Call, url: str) -> Engine:
+    """Return an engine for a URL, without asking whether the database is there."""
+    engine = _engine(address(call, url))
+    if engine.dialect.name != "postgresql":
+        raise click.ClickException(f"{engine.dialect.name} is not PostgreSQL.")
+    return engine
+
+
 def _engine(url: URL) -> Engine:
     if not url.get_dialect().is_async:
         return create_engine(url, poolclass=NullPool)

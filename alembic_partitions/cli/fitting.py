@@ -12,8 +12,7 @@ from alembic_partitions.adoption import Adoptable
 from alembic_partitions.periods import Grid, KeyValue
 from alembic_partitions.plan import MARKS, Era, Partition, Stretch, in_order, uncovered
 from alembic_partitions.policy import PartitionPolicy
-
-from .words import policy_words, printable, stretch, when
+from alembic_partitions.words import policy_words, printable, stretch, when
 
 _WIDTH = 80
 _LABEL = 13

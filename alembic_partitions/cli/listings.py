@@ -11,11 +11,9 @@ from rich.text import Text
 from alembic_partitions.catalog import Run
 from alembic_partitions.plan import Partition
 from alembic_partitions.standing import Row, partition_state
+from alembic_partitions.words import UNKNOWN, done, duration, size, utc, when
 
 from .screens import Paper
-from .words import UNKNOWN, duration, size, utc, when
-
-_SAID = {"tended": "analyzed"}
 
 
 def partitions(row: Row, paper: Paper) -> Table:
@@ -68,7 +66,7 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
     drawn.add_column("BY", overflow="fold")
     drawn.add_column("WHAT", overflow="fold")
     for run in runs:
-        what = Text(done(run))
+        what = Text(paper.shown(done(run)))
         if run.error:
             what.append("\n" * bool(what.plain) + "\n".join(map(paper.shown, run.error.splitlines())), "red")
         by = run.run_by + (f" ({run.application})" if run.application else "")
@@ -81,16 +79,6 @@ def history(runs: Sequence[Run], now: datetime, paper: Paper) -> Table:
             what,
         )
     return drawn
-
-
-def done(run: Run) -> str:
-    """Say what a run did, without what it did not."""
-    counts = {name: getattr(run, name) for name in ("created", "detached", "archived", "dropped")}
-    # What has no column of its own is a list in the details of each table.
-    for name in ("restored", "mended", "tended"):
-        counts[name] = sum(len(changes.get(name, ())) for changes in run.details.values())
-    told = [f"{count:,} {_SAID.get(name, name)}" for name, count in counts.items() if count]
-    return ", ".join([*told, *([f"{run.moved:,} rows moved"] if run.moved else [])])
 
 
 def _plain_table() -> Table:

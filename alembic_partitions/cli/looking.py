@@ -169,7 +169,7 @@ def history(
     limit: int,
     failed: bool,
 ) -> None:
-    """Show past runs, the newest first: those that changed something, or failed.
+    """Show past runs, the newest first: those that changed something, or failed; and what people were told.
 
     With --json, a list with an object a database: database, and runs (null if this role may not read them),
     each with id, started_at, finished_at, action, run_by, application, created, detached, archived, dropped,
@@ -177,7 +177,9 @@ def history(
     """
 
     def look(side: Connection, some: Collection[str] | None) -> View:
-        return maintenance.past_runs(side, schema=schema, tables=some, limit=limit, failed=failed)
+        return maintenance.past_runs(
+            side, schema=schema, tables=some, limit=limit, failed=failed, alerts=True
+        )
 
     found = _look(call, url, tables, look)
     runs: dict[str, list[Run] | None] = {

@@ -10,12 +10,19 @@ from itertools import groupby
 from rich.cells import cell_len
 from rich.text import Text
 
+from alembic_partitions.coverage import ASCII, UNICODE, Cell, coverage, today_column
 from alembic_partitions.health import Level
 from alembic_partitions.plan import Runway
 from alembic_partitions.standing import Row
-
-from .coverage import ASCII, UNICODE, Cell, coverage, today_column
-from .words import policy_words, printable, retention_words, runway_words, size, stretch
+from alembic_partitions.words import (
+    policy_words,
+    printable,
+    retention_words,
+    runway_words,
+    size,
+    some,
+    stretch,
+)
 
 # Colours only help: every sign is another character, too.
 _CELLS = {
@@ -83,8 +90,7 @@ def _worst(rows: Sequence[Row], paper: Paper) -> Iterator[Text]:
     for level in (Level.CRITICAL, Level.WARNING):
         names = [paper.shown(row.health.table) for row in rows if row.health.level is level]
         if names and len(rows) > _FEW:
-            some = ", ".join(names[:_FEW]) + (f" and {len(names) - _FEW} more" if len(names) > _FEW else "")
-            yield Text(f"{level.name}: {some}", _LEVELS[level])
+            yield Text(f"{level.name}: {some(names, _FEW)}", _LEVELS[level])
 
 
 def one_table(row: Row, paper: Paper) -> Iterator[Text]:

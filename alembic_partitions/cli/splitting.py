@@ -10,12 +10,12 @@ import click
 
 from alembic_partitions import maintenance
 from alembic_partitions.talk import shown_log
+from alembic_partitions.words import size
 
 from .connecting import database_options, visit
 from .door import EXIT_OK, Call, main, say
 from .repairing import progressing
 from .reporting import tell
-from .words import size
 
 _LENGTH = re.compile(r"(?P<count>\d+(?:\.\d+)?) ?(?P<unit>ms|s|min)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0}

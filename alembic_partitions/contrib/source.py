@@ -119,6 +119,12 @@ class Source:
         """Inserts of this process that found no partition; ``None`` where no keeper counts them."""
         return self._keeper.no_partition_errors if self._keeper is not None else None
 
+    @property
+    def age(self) -> float | None:
+        """Seconds since the last look began; ``None`` where there is none."""
+        sight = self._sight
+        return None if sight is None else time.monotonic() - sight.at
+
     def forget(self) -> None:
         """Look anew next time: something was changed."""
         self._sight = None

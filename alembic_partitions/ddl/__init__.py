@@ -8,6 +8,7 @@ from .adoption import (
     partman_off,
     printed_bounds,
 )
+from .alerts import change_alert, open_alert
 from .children import (
     AttachIndex,
     BuildIndex,
@@ -75,6 +76,10 @@ from .elements import (
     qualified,
     quote,
     text_literal,
+)
+from .functions import (
+    DropFunctions,
+    function_elements,
 )
 from .indexes import (
     PROBE,
@@ -216,6 +221,7 @@ __all__ = [
     "DigestTable",
     "DropEmptyPartitions",
     "DropExclusions",
+    "DropFunctions",
     "DropIndex",
     "DropKey",
     "DropLeftCheck",
@@ -296,10 +302,13 @@ __all__ = [
     "as_json",
     "bound_literal",
     "bound_of",
+    "change_alert",
     "columns_of",
     "config_table",
     "declare_policy",
+    "function_elements",
     "indexed_table",
+    "open_alert",
     "partition_elements",
     "partman_off",
     "printed_bounds",

@@ -1,12 +1,19 @@
 """Runs over the managed tables: each table with a result of its own, one bad table stopping no other."""
 
+from .creating import (
+    Ahead,
+    make_ahead,
+    plan_ahead,
+)
 from .ensuring import (
     ensure,
     plan,
     with_free_names,
 )
 from .history import (
+    Standing,
     record,
+    standing,
 )
 from .indexing import (
     create_index,
@@ -51,16 +58,19 @@ from .settings import (
 )
 from .space import lacking_room
 from .splitting import SplitPlan, abort_split, plan_split, split
+from .tending import plan_tending, tend
 
 __all__ = [
     "NOW_VARIABLE",
     "SCHEMA_OPTION",
     "SCHEMA_VARIABLE",
+    "Ahead",
     "Orders",
     "Progress",
     "RepairPlan",
     "Report",
     "SplitPlan",
+    "Standing",
     "TablePlan",
     "TableResult",
     "TableView",
@@ -75,16 +85,21 @@ __all__ = [
     "lacking_room",
     "look",
     "maintain",
+    "make_ahead",
     "parse_instant",
     "past_runs",
     "plan",
+    "plan_ahead",
     "plan_maintain",
     "plan_repair",
     "plan_restoring",
     "plan_split",
+    "plan_tending",
     "record",
     "repair",
     "restore",
     "split",
+    "standing",
+    "tend",
     "with_free_names",
 ]

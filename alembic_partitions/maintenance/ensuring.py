@@ -36,7 +36,7 @@ WriteDown: TypeAlias = Literal["always", "news", "never"]
 
 
 @dataclass(slots=True)
-class _Work:
+class Work:
     """One table on its way through a run."""
 
     plan: Plan
@@ -123,7 +123,7 @@ def ensure(
             return Report(in_recovery=True)
         now = clock(snapshot.now)
         managed = with_retention(snapshot.tables, retention)
-        works = [_Work(plan) for plan in _plans(connection, managed, now)]
+        works = [Work(plan) for plan in _plans(connection, managed, now)]
     # Every table's current and next window before any table's far horizon: time may run out.
     for near in (True, False):
         todo = [(w, [s for s in w.plan.steps if (s.distance <= 1) is near]) for w in works if not w.error]
@@ -131,8 +131,8 @@ def ensure(
         for number, (work, steps) in enumerate(todo):
             patience = _share(give_up_at, len(todo) - number)
             for step in steps:
-                _make(connection, step, work, snapshot.user, give_up_at, patience)
-    report = Report(tuple(_result(work) for work in works))
+                make_step(connection, step, work, snapshot.user, give_up_at, patience)
+    report = Report(tuple(result_of(work) for work in works))
     news = report.created or report.failure != (known_failure if report.failure else None)
     if write_down == "always" or (write_down == "news" and news):
         record(connection, snapshot, "ensure", report)
@@ -216,14 +216,15 @@ def _share(give_up_at: float | None, tables: int) -> float | None:
     return now + max(give_up_at - now, 0) / tables
 
 
-def _make(
+def make_step(
     connection: Connection,
     step: CreatePartition,
-    work: _Work,
+    work: Work,
     user: str,
     give_up_at: float | None,
     patience: float | None,
 ) -> None:
+    """Make one partition, unless its table has failed already or time is up."""
     if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
         work.missing.append(step)
         return
@@ -236,7 +237,8 @@ def _make(
         logger.warning("partitions of %s: %s", step.table, work.error)
 
 
-def _result(work: _Work) -> TableResult:
+def result_of(work: Work) -> TableResult:
+    """Return how it went."""
     left = dataclasses.replace(work.plan, steps=tuple(work.missing))
     return TableResult(
         table=str(work.plan.table),

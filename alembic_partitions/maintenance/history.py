@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, or_, select
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
@@ -44,12 +45,52 @@ def record(connection: Connection, snapshot: catalog.Snapshot, action: str, repo
         logger.warning("the run could not be written to partition_runs: %s", reason(error))
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What has become of the runs of one kind, by the clock of the database."""
+
+    now: datetime
+    in_recovery: bool = False
+    #: When the last one began that did not fail.
+    good: datetime | None = None
+    #: Those that failed since, and when the last of them ended.
+    failures: int = 0
+    failed: datetime | None = None
+    #: Whether this role may read them.
+    known: bool = True
+
+
+def standing(connection: Connection, config_schema: str, action: str) -> Standing:
+    """Return what has become of the runs of one kind."""
+    runs = ddl.runs_table(config_schema)
+    # One that began in the future was written down under a clock that was wrong.
+    past = and_(runs.c.action == action, runs.c.started_at <= func.now())
+    good = select(func.max(runs.c.started_at)).where(past, runs.c.error.is_(None)).scalar_subquery()
+    since = or_(good.is_(None), runs.c.started_at > good)
+    failed = and_(past, runs.c.error.is_not(None), since)
+    counted = select(func.count(), func.max(runs.c.finished_at)).where(failed)
+    present = select(func.clock_timestamp(), func.pg_is_in_recovery())
+    with connection.begin():
+        now, in_recovery = connection.execute(present).one()
+    try:
+        with connection.begin():
+            last = connection.execute(select(good)).scalar_one()
+            failures, ended = connection.execute(counted).one()
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return Standing(now, in_recovery, known=False)
+    return Standing(now, in_recovery, last, failures, ended)
+
+
 def last_run(connection: Connection, snapshot: catalog.Snapshot, before: datetime) -> datetime | None:
     """Return when the last run before an instant began; ``None`` where there is none, or none to be seen."""
     runs = ddl.runs_table(snapshot.config_schema)
     try:
         with connection.begin():
-            latest = select(func.max(runs.c.started_at)).where(runs.c.started_at < before)
+            latest = select(func.max(runs.c.started_at)).where(
+                runs.c.started_at < before, runs.c.action != catalog.ALERT
+            )
             found: datetime | None = connection.execute(latest).scalar_one()
             return found
     except DBAPIError:

@@ -67,6 +67,8 @@ class View:
     tables: tuple[TableView, ...] = ()
     #: The newest run first; ``None`` where they could not be read.
     runs: tuple[catalog.Run, ...] | None = None
+    #: When the last run of each kind that went well ended; ``None`` where they could not be read.
+    successes: Mapping[str, datetime] | None = None
     #: What the last run failed over and no table's name stands at.
     failure: str | None = None
     #: What could not be read, and why.
@@ -126,9 +128,11 @@ def look(
     holding = unknown.read(
         connection, "rows in DEFAULT partitions", lambda: catalog.holding_rows(connection, readable)
     )
-    runs = unknown.read(
-        connection, "past runs", lambda: catalog.last_runs(connection, snapshot.config_schema)
-    )
+    runs, successes = unknown.read(
+        connection,
+        "past runs",
+        lambda: catalog.last_runs(connection, snapshot.config_schema),
+    ) or (None, None)
     gathered = unknown.read(
         connection,
         "rows of a drain that was cut off",
@@ -156,7 +160,8 @@ def look(
             rehearsed=bool(os.environ.get(NOW_VARIABLE)),
             in_recovery=snapshot.in_recovery,
             tables=tuple(views),
-            runs=None if runs is None else tuple(sorted(runs, key=lambda run: run.id, reverse=True)),
+            runs=None if runs is None else tuple(runs),
+            successes=successes,
             unknown=tuple(unknown.told),
         ),
         alone=tables is not None,
@@ -170,10 +175,12 @@ def past_runs(
     tables: Collection[str] | None = None,
     limit: int = 20,
     failed: bool = False,
+    alerts: bool = False,
 ) -> View:
     """Look at past runs only, the newest first.
 
     :param failed: only those that failed, wholly or in part.
+    :param alerts: and what people were told of.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     snapshot = snapshot_of(connection, schema, tables)
@@ -184,7 +191,9 @@ def past_runs(
     runs = unknown.read(
         connection,
         "past runs",
-        lambda: catalog.recent_runs(connection, snapshot.config_schema, limit, failed=failed, tables=names),
+        lambda: catalog.recent_runs(
+            connection, snapshot.config_schema, limit, failed=failed, alerts=alerts, tables=names
+        ),
     )
     return View(
         clock(snapshot.now),

@@ -28,7 +28,7 @@ from alembic_partitions.sessions import own_transactions
 
 from .ensuring import ensure, plan, snapshot_of, with_retention
 from .history import history_retention, prune, record
-from .reports import Report, TableResult
+from .reports import Report, TablePlan, TableResult
 from .retaining import Moment, Planned, archive_folder, moment, plan_tables
 from .settings import clock
 from .tending import Upkeep, check_partitions, plan_upkeep, tend_all
@@ -48,6 +48,7 @@ class Orders:
     :param analyze: whether to keep statistics.
     :param vacuum: names of partitions to vacuum; ``closed`` stands for those that have just ended.
     :param trust_clock: whether somebody has made sure of the clock after a long time without a run.
+    :param horizon: whether to make what the horizon lacks; without that and ``analyze`` it is a cleanup.
     """
 
     retention: str | None = None
@@ -55,6 +56,7 @@ class Orders:
     analyze: bool = True
     vacuum: tuple[str, ...] = ()
     trust_clock: bool = False
+    horizon: bool = True
 
 
 @dataclass(slots=True)
@@ -119,7 +121,12 @@ def _maintain(
     managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
     when = moment(connection, snapshot, clock(snapshot.now), orders.trust_clock)
-    ensured = ensure(connection, schema=schema, tables=tables, retention=orders.retention, write_down="never")
+    action = "maintain" if orders.horizon else "cleanup"
+    ensured = Report(tuple(TableResult(str(table)) for table in managed))
+    if orders.horizon:
+        ensured = ensure(
+            connection, schema=schema, tables=tables, retention=orders.retention, write_down="never"
+        )
     for result in ensured.results:
         for name in result.created:
             tell(f"{result.table}: made {name}")
@@ -135,10 +142,10 @@ def _maintain(
                 works[name].done["tended"] = told.tended
                 works[name].findings += told.given_up
     except RunUnderWay as error:
-        record(connection, snapshot, "maintain", dataclasses.replace(ensured, error=str(error)))
+        record(connection, snapshot, action, dataclasses.replace(ensured, error=str(error)))
         raise
     report = Report(tuple(_joined(result, works.get(result.table)) for result in ensured.results))
-    record(connection, snapshot, "maintain", report)
+    record(connection, snapshot, action, report)
     if when.doubt is None:  # the history is what a clock is held against
         prune(connection, snapshot, kept)
     return report
@@ -160,7 +167,9 @@ def plan_maintain(
         return []
     managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
-    horizon = plan(connection, schema=schema, tables=tables, retention=orders.retention)
+    horizon: Sequence[TablePlan] = ()
+    if orders.horizon:
+        horizon = plan(connection, schema=schema, tables=tables, retention=orders.retention)
     scripts = {item.table: item.sql() for item in horizon}
     when = Moment(clock(snapshot.now))
     with connection.begin():

@@ -15,8 +15,13 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import NoPartitionError
+from alembic_partitions.errors import NoPartitionError, NotManagedError
 from alembic_partitions.plan import ManagedTable, Partition, in_order, refused
+from alembic_partitions.sessions import own_transactions
+
+from .ensuring import snapshot_of
+from .history import record
+from .reports import Report, TableResult
 
 #: In ``vacuum``: the partitions that have just closed.
 CLOSED = "closed"
@@ -104,6 +109,77 @@ def tend_all(
                 result.tended.append(name)
                 tell(f"{item.table}: analyzed {name}")
     return results
+
+
+def plan_tending(
+    connection: Connection,
+    table: str,
+    partition: str | None = None,
+    *,
+    vacuum: bool = False,
+    schema: str | None = None,
+) -> list[Upkeep]:
+    """Plan to analyze a table with all its partitions, or one of these; or to vacuum them, which counts too.
+
+    :param connection: not in a transaction.
+    :param table: ``name`` or ``schema.name``.
+    :raises NotManagedError: it is not managed.
+    :raises NoPartitionError: ``partition`` is none of its partitions.
+    """
+    return _tending(connection, table, partition, vacuum, schema)[1]
+
+
+def tend(
+    connection: Connection,
+    table: str,
+    partition: str | None = None,
+    *,
+    vacuum: bool = False,
+    schema: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Analyze a table with all its partitions, or one of these; or vacuum them. What fails stops no other.
+
+    Raises as :func:`plan_tending` does.
+
+    :param connection: not in a transaction.
+    """
+    with own_transactions(connection):
+        snapshot, upkeep = _tending(connection, table, partition, vacuum, schema)
+        if snapshot.in_recovery:
+            return Report(in_recovery=True)
+        results = [
+            TableResult(name, tended=tuple(told.tended), error="; ".join(told.given_up) or None)
+            for name, told in tend_all(connection, upkeep, progress or (lambda line: None))
+        ]
+        report = Report(tuple(results))
+        record(connection, snapshot, "vacuum" if vacuum else "analyze", report)
+        return report
+
+
+def _tending(
+    connection: Connection, name: str, partition: str | None, vacuum: bool, schema: str | None
+) -> tuple[catalog.Snapshot, list[Upkeep]]:
+    snapshot = snapshot_of(connection, schema, [name])
+    if snapshot is None:
+        raise NotManagedError(table=name)
+    version = int((connection.dialect.server_version_info or (0,))[0])
+    plans = []
+    for table in snapshot.tables:
+        parts = [p for p in table.partitions if partition in (None, p.name) and not p.detach_pending]
+        if vacuum:
+            batches = [(p.name, executor.vacuum_batch(p.schema, p.name)) for p in parts]
+        else:
+            whole = [(p.schema, p.name, False) for p in parts]
+            whole += [(table.schema, table.name, True)] if partition is None and table.oid is not None else []
+            batches = [
+                (name, executor.analyze_batch(where, name, parent=parent, server_version=version))
+                for where, name, parent in whole
+            ]
+        plans.append(Upkeep(table, tuple(batches)))
+    if partition is not None and not any(plan.batches for plan in plans):
+        raise NoPartitionError(name=partition)
+    return snapshot, plans
 
 
 def check_partitions(connection: Connection, tables: Sequence[ManagedTable], names: Collection[str]) -> None:

@@ -12,6 +12,10 @@ from .conversion import (
     ConvertToPartitionedOp,
     UnpartitionTableOp,
 )
+from .functions import (
+    CreatePartitionFunctionsOp,
+    DropPartitionFunctionsOp,
+)
 from .indexes import (
     CONCURRENTLY,
     CreatePartitionedIndexOp,
@@ -36,9 +40,11 @@ __all__ = [
     "AdoptPartitionedTableOp",
     "AlterPartitionPolicyOp",
     "ConvertToPartitionedOp",
+    "CreatePartitionFunctionsOp",
     "CreatePartitionedIndexOp",
     "CreatePartitionedTableOp",
     "CreatePartitionsOp",
+    "DropPartitionFunctionsOp",
     "DropPartitionedIndexOp",
     "DropPartitionedTableOp",
     "DropPartitionsOp",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from alembic_partitions.health import Health, Level, State, TableHealth
+from alembic_partitions.plan import Refusal
 from tests.unit.test_runway import DEFAULT, NOW, full, having, judged, part, table
 from tests.zones import utc
 
@@ -18,6 +21,7 @@ CLEANUP = judged(full(table(retention="2 days")))
 DEGRADED = judged(full(table(), after=5))
 CRITICAL = judged(full(table(), after=0))
 NONE = judged(table())
+GONE = (Refusal.NO_TABLE, "racing.odds")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +36,7 @@ NONE = judged(table())
         (judged(table(enabled=False)), State.HEALTHY),
         (judged(full(table(retention="2 days")), failure="the last maintain failed: x"), State.DEGRADED),
         (judged(having(table(), part(utc("2020-01-01"), utc("2020-01-02")))), State.CRITICAL),
+        (judged(dataclasses.replace(table(), problem=GONE)), State.CRITICAL),
     ],
 )
 def test_the_state_of_a_table(found: TableHealth, state: State) -> None:

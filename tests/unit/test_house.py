@@ -40,6 +40,8 @@ FLOORS = {
     "knowledge": 6,
     "talk": 6,
     "standing": 7,
+    "words": 7,
+    "coverage": 7,
     "operations": 7,
     "create_all": 7,
     "keeper": 7,

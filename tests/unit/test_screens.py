@@ -12,11 +12,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from alembic_partitions import PartitionPolicy, health
+from alembic_partitions import PartitionPolicy, coverage, health, words
 from alembic_partitions.catalog import Figures, Rows, Run
-from alembic_partitions.cli import coverage, listings, screens, words
-from alembic_partitions.cli.coverage import ASCII, Cell
+from alembic_partitions.cli import listings, screens
 from alembic_partitions.cli.screens import Paper
+from alembic_partitions.coverage import ASCII, Cell
 from alembic_partitions.maintenance import TableView
 from alembic_partitions.plan import (
     PARTITION_MARK,

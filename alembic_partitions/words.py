@@ -1,19 +1,23 @@
-"""Sizes, times and policies in words, as an operator reads them. Pure."""
+"""Sizes, times, policies and runs in words, as an operator reads them. Pure."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime, time, timedelta
 
-from alembic_partitions.health import TableHealth
-from alembic_partitions.periods import Grid, KeyValue, first_instant, zone
-from alembic_partitions.plan import Runway, instant_of, local
-from alembic_partitions.policy import PartitionPolicy
+from .catalog import ALERT, Run
+from .health import TableHealth
+from .periods import Grid, KeyValue, first_instant, zone
+from .plan import Runway, instant_of, local
+from .policy import PartitionPolicy
 
 #: What could not be told, or read.
 UNKNOWN = "unknown"
 
+_SAID = {"tended": "analyzed"}
+_OF_ALERT = ("level", "event", "state", "id")
 _SIZES = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
@@ -96,3 +100,24 @@ def stretch(grid: Grid, lower: KeyValue | None, upper: KeyValue | None) -> str:
     begin = "" if lower is None else when(grid, lower)
     end = "" if upper is None else when(grid, upper)
     return f"up to {end}" if not begin else f"{begin} to {end}" if end else f"from {begin} on"
+
+
+def done(run: Run) -> str:
+    """Say what a run did, without what it did not."""
+    if run.action == ALERT:
+        return "; ".join(
+            f"{name}, " + ", ".join(str(known[what]) for what in _OF_ALERT if what in known)
+            for name, known in run.details.items()
+        )
+    counts = {name: getattr(run, name) for name in ("created", "detached", "archived", "dropped")}
+    # What has no column of its own is a list in the details of each table.
+    for name in ("restored", "mended", "tended"):
+        counts[name] = sum(len(changes.get(name, ())) for changes in run.details.values())
+    told = [f"{count:,} {_SAID.get(name, name)}" for name, count in counts.items() if count]
+    return ", ".join([*told, *([f"{run.moved:,} rows moved"] if run.moved else [])])
+
+
+def some(names: Sequence[str], few: int = 5) -> str:
+    """Name the first few, and say how many more there are."""
+    more = len(names) - few
+    return ", ".join(names[:few]) + (f" and {more:,} more" if more > 0 else "")

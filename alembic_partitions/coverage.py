@@ -8,13 +8,14 @@ from datetime import datetime
 from enum import Enum
 from typing import TypeAlias
 
-from alembic_partitions.periods import Grid
-from alembic_partitions.plan import ManagedTable, Partition, Runway, instant_of, uncovered
+from .periods import Grid
+from .plan import ManagedTable, Partition, Runway, instant_of, uncovered
 
 #: Where today stands in the line, as a share of its width: the same column for all tables.
 TODAY = 0.6
 
-_Span: TypeAlias = "tuple[datetime, datetime]"
+#: From an instant up to another one.
+Span: TypeAlias = "tuple[datetime, datetime]"
 
 
 class Cell(Enum):
@@ -67,7 +68,7 @@ def coverage(table: ManagedTable, runway: Runway, width: int) -> list[Cell]:
     it to its last one, or to the end of the horizon that the policy asks for. A gap is never drawn over,
     however short it is.
     """
-    spans = _Spans.of(table, runway)
+    spans = Spans.of(table, runway)
     column = today_column(width)
     left = [spans.cell(span, Cell.PAST) for span in _cut(spans.first, spans.today[0], column)]
     right = [spans.cell(span, Cell.AHEAD) for span in _cut(spans.today[1], spans.last, width - column - 1)]
@@ -83,18 +84,18 @@ def coverage(table: ManagedTable, runway: Runway, width: int) -> list[Cell]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Spans:
-    """What a line shows, as instants."""
+class Spans:
+    """What a drawing of coverage shows, as instants."""
 
     first: datetime
     last: datetime
-    today: _Span
-    gaps: tuple[_Span, ...]
-    due: tuple[_Span, ...]
-    pending: tuple[_Span, ...]
+    today: Span
+    gaps: tuple[Span, ...]
+    due: tuple[Span, ...]
+    pending: tuple[Span, ...]
 
     @classmethod
-    def of(cls, table: ManagedTable, runway: Runway) -> _Spans:
+    def of(cls, table: ManagedTable, runway: Runway) -> Spans:
         grid, bounded = table.grid, [p for p in table.partitions if not p.is_default]
         window, wanted = runway.window, runway.wanted
         # Bounds without end are drawn as far as the others reach, but at least as far as the horizon does.
@@ -114,14 +115,14 @@ class _Spans:
             pending=_spans(grid, (p for p in bounded if p.detach_pending), begin, end),
         )
 
-    def cell(self, span: _Span, otherwise: Cell) -> Cell:
+    def cell(self, span: Span, otherwise: Cell) -> Cell:
         for spans, cell in ((self.gaps, Cell.GAP), (self.pending, Cell.PENDING), (self.due, Cell.DUE)):
             if any(low < span[1] and span[0] < high for low, high in spans):
                 return cell
         return otherwise
 
 
-def _spans(grid: Grid, parts: Iterable[Partition], first: datetime, last: datetime) -> tuple[_Span, ...]:
+def _spans(grid: Grid, parts: Iterable[Partition], first: datetime, last: datetime) -> tuple[Span, ...]:
     return tuple(
         (
             first if part.lower is None else instant_of(grid, part.lower),
@@ -131,7 +132,7 @@ def _spans(grid: Grid, parts: Iterable[Partition], first: datetime, last: dateti
     )
 
 
-def _cut(begin: datetime, end: datetime, pieces: int) -> Sequence[_Span]:
+def _cut(begin: datetime, end: datetime, pieces: int) -> Sequence[Span]:
     """Cut a stretch of time into equal pieces; nothing gives none."""
     if begin >= end:
         return ()

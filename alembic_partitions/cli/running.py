@@ -1,0 +1,180 @@
+"""``run``: a process that does nothing but keep partitions, for those who have no scheduler of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socket import gaierror
+from typing import Any
+
+import click
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from alembic_partitions.errors import ExtraMissing
+from alembic_partitions.events import AsyncKeeper
+from alembic_partitions.keeper import Keeper
+from alembic_partitions.talk import explain, shown_log
+
+from .connecting import engine_at, visit
+from .door import EXIT_OK, Call, alembic_options, main
+
+logger = logging.getLogger("alembic_partitions")
+
+ALERTS_VARIABLE = "ALEMBIC_PARTITIONS_ALERTS"
+
+# Seconds between two tries to find the database by way of env.py, doubling.
+_FIRST_WAIT, _LONGEST_WAIT = 5.0, 60.0
+# A run that is under way at the end may take as long as it takes; a second signal ends it.
+_AS_LONG_AS_IT_TAKES = "365 d"
+
+
+@main.command()
+@click.option("--every", help='How long after a run the next is due, as "12h" (default).')
+@click.option("--cron", help='When to run instead, five fields, as "0 0 * * *".')
+@click.option("--timezone", default="UTC", help="The zone on whose clocks --cron is (default: UTC).")
+@click.option(
+    "--alert",
+    "alerts",
+    multiple=True,
+    metavar="URL",
+    help="Whom to tell of failures and of a short runway, as Apprise writes it; may be repeated "
+    f"(env: {ALERTS_VARIABLE}).",
+)
+@click.option(
+    "--ensure-on-start/--no-ensure-on-start",
+    default=True,
+    help="Bring tables to their horizon at the start, even if no run is due.",
+)
+@click.option(
+    "--retention-days",
+    type=click.IntRange(min=1),
+    help="Keep rows for so many days, whatever the policy of the only table says.",
+)
+@click.option(
+    "--archive-to",
+    type=click.Path(file_okay=False),
+    help="Folder for what on_expiry='archive' exports (env: ALEMBIC_PARTITIONS_ARCHIVE).",
+)
+@click.option("--analyze/--no-analyze", default=True, help="Keep statistics of what has just closed.")
+@click.option(
+    "--vacuum",
+    multiple=True,
+    metavar="PARTITION",
+    help='Vacuum this partition, or with "closed" those that have just closed; may be repeated.',
+)
+@click.option(
+    "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
+)
+@click.option("--schema", help="Where partition_config is, if there are several.")
+@alembic_options
+@click.pass_obj
+def run(
+    call: Call,
+    every: str | None,
+    cron: str | None,
+    timezone: str,
+    alerts: tuple[str, ...],
+    ensure_on_start: bool,
+    retention_days: int | None,
+    archive_to: str | None,
+    analyze: bool,
+    vacuum: tuple[str, ...],
+    url: str | None,
+    schema: str | None,
+) -> int:
+    """Maintain partitions again and again, until SIGTERM or Ctrl-C. It never migrates.
+
+    At once if a run is overdue, then every 12 hours, or as --every or --cron say. Start it as often as you
+    like, beside applications that do the same: each run happens once. A database that is away is tried again;
+    a run that fails is logged, and tried again.
+    """
+    from alembic_partitions.contrib.rhythm import rhythm
+
+    if every is None and cron is None:
+        every = "12h"
+    rhythm(every, cron, timezone)  # a mistake is told before anybody is asked anything
+    told = {
+        "every": every,
+        "cron": cron,
+        "timezone": timezone,
+        "alerts": _alerts([*alerts, *os.environ.get(ALERTS_VARIABLE, "").split()]),
+        "ensure_first": ensure_on_start,
+        "retention": None if retention_days is None else f"{retention_days} days",
+        "archive_to": archive_to,
+        "analyze": analyze,
+        "vacuum": vacuum,
+    }
+    with shown_log(), _told_to_end() as end:
+        engines = [engine_at(call, url)] if url is not None else _engines_of_env(call, end)
+        keepers = [Keeper(engine, schema=schema) for engine in engines]
+        asyncio.run(_keep(keepers, end, told))
+    return EXIT_OK
+
+
+async def _keep(keepers: list[Keeper], end: threading.Event, told: dict[str, Any]) -> None:
+    """Let keepers do their work, those of an async engine on this loop, until it is time to end."""
+    from alembic_partitions.contrib import schedule
+
+    for keeper in keepers:
+        keeper.schedule = schedule.start(keeper, **told)
+    await asyncio.to_thread(end.wait)
+    for keeper in keepers:
+        if keeper.ddl_engine.dialect.is_async:
+            await AsyncKeeper(keeper).stop(_AS_LONG_AS_IT_TAKES)
+        else:
+            keeper.stop(_AS_LONG_AS_IT_TAKES)
+
+
+def _engines_of_env(call: Call, end: threading.Event) -> list[Engine]:
+    """Return what env.py connects with, once the database is there."""
+    wait = _FIRST_WAIT
+    while not end.is_set():
+        try:
+            try:
+                return [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+            finally:
+                logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
+        except (DBAPIError, ConnectionError, TimeoutError, gaierror) as error:
+            logger.warning("the database is away: %s; next try in %g s", explain(error, call.urls), wait)
+        end.wait(wait)
+        wait = min(wait * 2, _LONGEST_WAIT)
+    return []
+
+
+def _alerts(urls: list[str]) -> Any:
+    if not urls:
+        return None
+    from alembic_partitions.contrib.alerts import Alerts
+
+    try:
+        return Alerts(*urls)
+    except ImportError:
+        raise ExtraMissing(what="--alert", package="Apprise", extra="alerts") from None
+
+
+@contextmanager
+def _told_to_end() -> Iterator[threading.Event]:
+    """Yield what is set by the first SIGTERM or Ctrl-C; a second one does as usual."""
+    end = threading.Event()
+    usual = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def restore() -> None:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: object) -> None:
+        end.set()
+        restore()
+
+    for number in usual:
+        signal.signal(number, note)
+    try:
+        yield end
+    finally:
+        restore()

@@ -1,0 +1,387 @@
+"""Bodies as they go over the wire: camelCase, nothing unknown taken."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+from typing_extensions import Self
+
+from alembic_partitions.health import State
+
+
+def _on_the_wire(name: str) -> str:
+    return to_camel(name.rstrip("_"))  # from_ is a word of Python's
+
+
+class Shown(BaseModel):
+    """What is answered."""
+
+    model_config = ConfigDict(alias_generator=_on_the_wire, populate_by_name=True)
+
+
+class Told(BaseModel):
+    """What is asked for: strict, so that "dryRun": "false" is a mistake and no order."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True)
+
+
+class Problem(Shown):
+    """What went wrong."""
+
+    error: str
+    code: str
+    request_id: str
+    job_id: str | None = Field(default=None, description="The job that is under way in this process.")
+
+
+# -- what there is -----------------------------------------------------------------------------------------
+
+LevelName = Literal["OK", "WARNING", "CRITICAL", "UNKNOWN"]
+
+
+class Stretch(Shown):
+    """Keys without a partition: from the first up to, not including, the second."""
+
+    from_: str
+    to: str
+
+
+class TableState(Shown):
+    """How one table stands."""
+
+    table: str
+    enabled: bool
+    level: LevelName
+    state: State
+    reasons: list[str]
+    runway_days: float | None = Field(description="Days until inserts fail; null: unknown, or unlimited.")
+    unlimited: bool
+    covered_until: str | None
+    current_missing: bool
+    missing: list[str] = Field(description="Partitions that should stand ready and do not.")
+    gaps: list[Stretch]
+    stranded: bool | None = Field(description="Whether rows lie in a DEFAULT partition; null: unknown.")
+    partition_count: int
+    due: list[str] = Field(description="Partitions that retention takes next.")
+    misaligned: list[str]
+    failure: str | None = Field(description="What its last run failed over.")
+
+
+class RunShown(Shown):
+    """A past run."""
+
+    id: int
+    started_at: datetime
+    finished_at: datetime
+    action: str
+    run_by: str
+    application: str | None
+    created: int
+    detached: int
+    archived: int
+    dropped: int
+    moved: int
+    error: str | None
+    details: dict[str, Any] = Field(description="What was done, by table.")
+
+
+class HealthAnswer(Shown):
+    """Whether inserts are safe, and what is to be done."""
+
+    status: State
+    ok: bool = Field(description="Inserts are safe.")
+    level: LevelName
+    checked_at: datetime | None
+    tables: list[TableState]
+    last_run: RunShown | None
+    no_partition_errors: dict[str, int] | None = Field(
+        description="Inserts of this process that found no partition, by table; null: nobody counts."
+    )
+    error: str | None
+    request_id: str
+
+
+class PolicyShown(Shown):
+    """How a table is partitioned, and how its partitions are kept."""
+
+    key: str
+    interval: str
+    every: int
+    timezone: str
+    day_start: str
+    week_start: str
+    premake: int
+    lookback: int
+    retention: str | None
+    on_expiry: str
+    grace: str
+    max_ahead: str
+    max_behind: str | None
+    max_create: int
+    max_drops: int
+    column_timezone: str | None
+    epoch: str | None
+    archive_schema: str | None
+    tablespace: str | None
+    storage_parameters: dict[str, str]
+    enabled: bool
+
+
+class TableStatus(TableState):
+    """All that is known of a table."""
+
+    bytes: int | None
+    estimated_rows: int | None
+    policy: PolicyShown | None
+    cutoff: str | None = Field(description="Rows before it are older than their retention.")
+
+
+class StatusAnswer(Shown):
+    """All tables."""
+
+    checked_at: datetime | None
+    rehearsed: bool
+    tables: list[TableStatus]
+    request_id: str
+
+
+class PartitionShown(Shown):
+    """One partition."""
+
+    table: str
+    schema_: str
+    name: str
+    from_: str | None = Field(description="null: MINVALUE, or a DEFAULT partition.")
+    to: str | None
+    bytes: int | None
+    estimated_rows: int | None
+    analyzed: datetime | None
+    state: list[str] = Field(description="past, today, ahead, expired, pending, default, by hand")
+
+
+class ListAnswer(Shown):
+    """Partitions, table by table, the oldest first."""
+
+    checked_at: datetime | None
+    total: int
+    limit: int
+    offset: int
+    partitions: list[PartitionShown]
+    request_id: str
+
+
+class HistoryAnswer(Shown):
+    """Past runs, the newest first."""
+
+    runs: list[RunShown]
+    request_id: str
+
+
+# -- what is to be done ------------------------------------------------------------------------------------
+
+_NAME = r"^[^\x00-\x1f]+$"
+TableName = Annotated[
+    str, Field(min_length=1, max_length=127, pattern=_NAME, description="[schema.]name", examples=["odds"])
+]
+PartitionName = Annotated[
+    str, Field(min_length=1, max_length=63, pattern=_NAME, description="As it is listed, without its schema.")
+]
+Days = Annotated[int, Field(ge=1, le=36_500)]
+DryRun = Annotated[bool, Field(description="Say what would be sent; change nothing.")]
+
+
+class MaintenanceOrder(Told):
+    """Bring tables to their horizon, remove what retention lets go, keep their statistics."""
+
+    table: TableName | None = None
+    retention_days: Days | None = Field(default=None, description="In place of the table's own retention.")
+    analyze: bool = True
+    dry_run: DryRun = True
+
+
+class CreateOrder(Told):
+    """Make the windows from now to so far ahead; exactly one of the three says how far."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": "integer"}}}
+                for name in ("monthsAhead", "daysAhead", "count")
+            ]
+        }
+    )
+
+    table: TableName
+    months_ahead: Annotated[int, Field(ge=1, le=120)] | None = None
+    days_ahead: Annotated[int, Field(ge=1, le=3660)] | None = None
+    count: Annotated[int, Field(ge=1, le=1000)] | None = Field(
+        default=None, description="Windows after the current one."
+    )
+    dry_run: DryRun = True
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [self.months_ahead, self.days_ahead, self.count]
+        if sum(value is not None for value in given) != 1:
+            raise ValueError("say how far ahead: monthsAhead, daysAhead or count, one of them")
+        return self
+
+
+class AnalyzeOrder(Told):
+    """Have PostgreSQL count: a table with its partitions, or one of these."""
+
+    table: TableName
+    partition: PartitionName | None = None
+    dry_run: DryRun = True
+
+
+class VacuumOrder(Told):
+    """Clear dead rows away: of all partitions of a table, or of one of them."""
+
+    table: TableName
+    partition: PartitionName | None = None
+    dry_run: DryRun = True
+
+
+class CleanupOrder(Told):
+    """Remove what retention lets go, and nothing else; at most one of the three replaces the table's own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "anyOf": [
+                    {
+                        "required": [one, other],
+                        "properties": {name: {"not": {"type": "null"}} for name in (one, other)},
+                    }
+                    for one, other in (
+                        ("retention", "retentionMonths"),
+                        ("retention", "retentionDays"),
+                        ("retentionMonths", "retentionDays"),
+                    )
+                ]
+            }
+        }
+    )
+
+    table: TableName
+    retention: (
+        Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5} (hour|day|week|month|quarter|year)s?$")] | None
+    ) = Field(default=None, examples=["12 months"])
+    retention_months: Annotated[int, Field(ge=1, le=1200)] | None = None
+    retention_days: Days | None = None
+    dry_run: DryRun = True
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> Self:
+        given = [self.retention, self.retention_months, self.retention_days]
+        if sum(value is not None for value in given) > 1:
+            raise ValueError("retention, retentionMonths or retentionDays: one of them")
+        return self
+
+    @property
+    def period(self) -> str | None:
+        """The retention that is asked for, as a policy has it."""
+        if self.retention_months is not None:
+            return f"{self.retention_months} months"
+        return self.retention if self.retention_days is None else f"{self.retention_days} days"
+
+
+class Script(Shown):
+    """What would be sent for one table."""
+
+    table: str
+    sql: str
+
+
+class DryAnswer(Shown):
+    """What would be done now."""
+
+    dry_run: Literal[True] = True
+    statements: list[Script]
+    request_id: str
+
+
+class AcceptedAnswer(Shown):
+    """It is being done."""
+
+    dry_run: Literal[False] = False
+    job_id: str
+    status: Literal["running"] = "running"
+    request_id: str
+
+
+class JobCounts(Shown):
+    """What a job did."""
+
+    created: int = 0
+    detached: int = 0
+    archived: int = 0
+    dropped: int = 0
+    restored: int = 0
+    tended: int = Field(default=0, description="Analyzed or vacuumed.")
+
+
+class JobAnswer(Shown):
+    """How a job stands."""
+
+    job_id: str
+    name: str
+    table: str | None
+    status: Literal["running", "done", "failed"]
+    started_at: datetime
+    finished_at: datetime | None
+    progress: list[str] = Field(description="What was done, the latest last; the last 200 lines.")
+    counts: JobCounts
+    error: str | None
+    started_by: str = Field(description="The request id of who started it.")
+    request_id: str
+
+
+# -- probes ------------------------------------------------------------------------------------------------
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    ok: Literal[True] = True
+
+
+class Ready(BaseModel):
+    """Whether requests can be served: the database, and what the application asks for."""
+
+    ok: bool
+    checks: dict[str, Literal["ok", "failed"]]
+
+
+class TableInBrief(Shown):
+    """How one table stands, in brief."""
+
+    table: str
+    state: State
+    horizon_days: float | None
+
+
+class HealthInBrief(Shown):
+    """Whether inserts are safe; beside these keys, the gauges' own names with days."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float | None] = Field(init=False)
+
+    status: Literal["ok", "failing"]
+    state: State
+    checked_at: datetime | None
+    tables: list[TableInBrief]
+
+
+class JobRecord(BaseModel):
+    """The last run of a job, as ``GET /ops/jobs`` lists it; make them of jobs of your own."""
+
+    job_name: str
+    last_run_at: datetime | None = None
+    duration_ms: int | None = None
+    status: str
+    error_snippet: str | None = None

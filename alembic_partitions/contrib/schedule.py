@@ -1,0 +1,279 @@
+"""Maintenance at its times, once across any number of processes, however long the machine sleeps.
+
+APScheduler beats every few seconds, and a beat costs nothing. Whether a run is due is told by
+partition_runs and the clock of the database: it is not if one has begun since, in whatever process. So a time
+that nobody was there for is made up once, a run that failed is tried again by whoever comes first, and no
+process need be sure of its own clock: one that was set, or stood still while the machine slept, is a reason
+to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Protocol
+
+from sqlalchemy.util import greenlet_spawn
+
+from alembic_partitions.errors import PolicyError
+from alembic_partitions.keeper import Keeper
+from alembic_partitions.talk import explain
+
+from .beating import Heart
+from .rhythm import Rhythm, rhythm
+from .runs import OnRun, Runs
+from .source import Source
+
+logger = logging.getLogger("alembic_partitions")
+
+# How far, in seconds, the host's clock may go from the monotonic one in a beat before it has been set, or the
+# machine has slept.
+_STEP = 2.0
+# After a look or a run that failed as a whole, as over a dead database: seconds, doubling.
+_FIRST_BACK_OFF, _LONGEST_BACK_OFF = 5.0, 300.0
+# Seconds until a child of a fork begins: most are gone by then, or are another program.
+_AFTER_FORK = 1.0
+# Seconds between two checks of alerts.
+_ALERTS = 300.0
+
+
+class Watching(Protocol):
+    """What tells people: :class:`alembic_partitions.contrib.alerts.Alerts`."""
+
+    def check(self, source: Source) -> object:
+        """Tell of what is new; sync, or inside SQLAlchemy's greenlet."""
+
+
+def start(
+    keeper: Keeper,
+    *,
+    every: str | None = None,
+    cron: str | None = None,
+    timezone: str = "UTC",
+    alerts: Watching | None = None,
+    on_run: OnRun | None = None,
+    ensure_first: bool = False,
+    **orders: Any,
+) -> Schedule:
+    """Maintain the tables of a keeper again and again: at once if a run is overdue, or there was none yet.
+
+    :param every: how long after the begin of the last run the next is due, ``"12h"``: real hours.
+    :param cron: five fields, in local time of ``timezone``.
+    :param alerts: checked after each run, and every five minutes.
+    :param on_run: told of each run of this process.
+    :param ensure_first: bring tables to their horizon at the start, if no run is due.
+    :param orders: as :meth:`Keeper.maintain` takes them.
+    :raises PolicyError: what is told cannot be followed, or this keeper has a schedule already.
+    :raises RuntimeError: its engine is async, and no event loop runs.
+    """
+    if keeper.running:
+        raise PolicyError(
+            field="start", problem="this keeper has a schedule already", remedy="Call stop() first."
+        )
+    inspect.signature(keeper.maintain).bind(**orders)
+    made = Schedule(
+        keeper,
+        rhythm(every, cron, timezone),
+        orders,
+        alerts=alerts,
+        on_run=on_run,
+        ensure_first=ensure_first,
+    )
+    made.start()
+    return made
+
+
+class _Duty:
+    """Work that comes back, at most once at a time; ``work`` returns the seconds until it is due again."""
+
+    def __init__(self, what: str, work: Callable[[], float]) -> None:
+        self.what = what
+        self._do = work
+        self.due_at = 0.0  # on the monotonic clock
+        self.busy = False
+        self.doing: threading.Thread | asyncio.Future[None] | None = None
+        self._back_off = _FIRST_BACK_OFF
+
+    def run(self) -> None:
+        """Do it. Nothing that goes wrong here ends the schedule."""
+        wait = self._back_off
+        try:
+            wait = self._do()
+            self._back_off = _FIRST_BACK_OFF
+        except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
+            logger.warning("%s: %s; next try in %g s", self.what, explain(error), wait)
+            self._back_off = min(self._back_off * 2, _LONGEST_BACK_OFF)
+        finally:
+            self.due_at = min(self.due_at, time.monotonic() + wait)  # it may have been asked for meanwhile
+            self.busy = False
+
+
+class Schedule:
+    """What :meth:`Keeper.start` has begun."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        rhythm: Rhythm,
+        orders: Mapping[str, Any],
+        *,
+        alerts: Watching | None = None,
+        on_run: OnRun | None = None,
+        ensure_first: bool = False,
+    ) -> None:
+        self.rhythm = rhythm
+        self._runs = Runs(
+            keeper, rhythm, orders, ensure_first=ensure_first, on_run=on_run, after=self._after_run
+        )
+        self._alerts = alerts
+        self._source = Source(keeper)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        self._heart: Heart | None = None
+        self._work = _Duty("partition run", self._runs.run_if_due)
+        self._checks = _Duty("partition alerts", self._check_alerts)
+        self._duties = [self._work, *([self._checks] if self._alerts is not None else [])]
+        self._seen = time.time(), time.monotonic()
+
+    @property
+    def next_run(self) -> datetime | None:
+        """When the next run is due, as of the last look."""
+        return self._runs.next_run
+
+    # -- its life --------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started and not stopped."""
+        return self._heart is not None
+
+    def start(self) -> None:
+        """Begin to beat: in a thread, or on the running event loop for an async engine."""
+        self._loop = asyncio.get_running_loop() if self._source.is_async else None
+        logger.info("partition schedule started: %s", self.rhythm)
+        self._heart = Heart(self.beat, self.seconds_to_beat, self._loop)
+        _running.add(self)
+
+    def stop(self, timeout: float) -> None:
+        """End it. A run that is under way may end within so many seconds; then it is left to itself."""
+        if not self._shut():
+            return
+        give_up_at = time.monotonic() + timeout
+        for duty in self._duties:
+            thread = duty.doing
+            if isinstance(thread, threading.Thread) and thread is not threading.current_thread():
+                thread.join(max(give_up_at - time.monotonic(), 0))
+                if thread.is_alive():
+                    logger.warning("partition schedule stopped; its %s goes on", duty.what)
+        logger.info("partition schedule stopped")
+
+    async def astop(self, timeout: float) -> None:
+        """End it, on its event loop. A run that is under way is cut off after so many seconds."""
+        if not self._shut():
+            return
+        await asyncio.sleep(0)  # the scheduler ends on the loop's next turn
+        tasks = {duty.doing for duty in self._duties if isinstance(duty.doing, asyncio.Future)}
+        doing = {task for task in tasks - {asyncio.current_task()} if not task.done()}
+        if doing:
+            _, late = await asyncio.wait(doing, timeout=timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                logger.warning("partition schedule stopped; what was under way was cut off")
+                await asyncio.wait(late)
+        logger.info("partition schedule stopped")
+
+    def _shut(self) -> bool:
+        _running.discard(self)
+        heart, self._heart = self._heart, None
+        if heart is None:
+            return False
+        heart.stop()
+        return True
+
+    def after_fork(self) -> None:
+        """Go on in a child, with nothing of its parent's; an event loop is not there any more."""
+        self._renew()
+        if self._source.is_async:
+            _running.discard(self)
+            return
+        for duty in self._duties:
+            duty.due_at = time.monotonic() + _AFTER_FORK
+        self.start()
+
+    # -- a beat ----------------------------------------------------------------------------------------
+
+    def beat(self) -> None:
+        """Begin what is due. Never waits."""
+        wall, monotonic = time.time(), time.monotonic()
+        was_wall, was_monotonic = self._seen
+        self._seen = wall, monotonic
+        jumped = abs((wall - was_wall) - (monotonic - was_monotonic)) > _STEP
+        for duty in self._duties:
+            if not duty.busy and (jumped or monotonic >= duty.due_at):
+                duty.busy, duty.due_at = True, math.inf
+                try:
+                    self._begin(duty)
+                except RuntimeError:  # no thread is to be had
+                    duty.busy, duty.due_at = False, monotonic + _FIRST_BACK_OFF
+                    raise
+
+    def seconds_to_beat(self) -> float:
+        """Return when the next beat is wanted at the latest."""
+        due = min((duty.due_at for duty in self._duties if not duty.busy), default=math.inf)
+        return due - time.monotonic()
+
+    def _begin(self, duty: _Duty) -> None:
+        if self._loop is not None:
+            duty.doing = self._loop.create_task(greenlet_spawn(duty.run))
+        else:
+            # A daemon: it does not keep a process alive that is done.
+            duty.doing = threading.Thread(
+                target=duty.run, name=f"alembic_partitions {duty.what}", daemon=True
+            )
+            duty.doing.start()
+
+    # -- what it does ----------------------------------------------------------------------------------
+
+    def _after_run(self) -> None:
+        self._source.forget()
+        self._checks.due_at = 0.0
+
+    def _check_alerts(self) -> float:
+        assert self._alerts is not None
+        try:
+            self._alerts.check(self._source)
+        except Exception as error:  # noqa: BLE001
+            # Only its kind: its text may hold the address of a notifier, which is a secret.
+            logger.warning("partition alerts: %s", type(error).__name__)
+        return _ALERTS
+
+
+_running: set[Schedule] = set()
+
+
+def _after_fork() -> None:
+    for schedule in list(_running):
+        schedule.after_fork()
+
+
+def _at_exit() -> None:
+    for schedule in list(_running):
+        with suppress(Exception):  # an event loop that is closed
+            schedule._shut()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

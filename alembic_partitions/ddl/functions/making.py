@@ -1,0 +1,329 @@
+"""Partitions made: the statements of :mod:`alembic_partitions.ddl.partitions`, one subtransaction each."""
+
+from .routine import Routine
+
+#: As many as op.create_partitions makes; more would exhaust max_locks_per_transaction.
+MOST = 400
+
+ATTACH = Routine(
+    "_partition_attach",
+    "t jsonb, name text, lower timestamp, upper timestamp",
+    "void",
+    """
+DECLARE
+  p record; child text := format('%I.%I', t ->> 'table_schema', name);
+  parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name'); other text; goal integer;
+BEGIN
+  SELECT pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity AS secured, m.amname, s.spcname,
+         CASE WHEN c.relreplident = 'i' AND NOT EXISTS (
+           SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisreplident) THEN 'n'
+           ELSE c.relreplident END AS identity INTO STRICT p
+  FROM pg_class c LEFT JOIN pg_am m ON m.oid = c.relam LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace
+  WHERE c.oid = (t ->> 'oid')::oid;
+  EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)', child, parent)
+    || coalesce(' USING ' || quote_ident(p.amname), '')
+    || coalesce((SELECT ' WITH (' || string_agg(format('%s = %L', k.key, k.value), ', ') || ')'
+                 FROM jsonb_each_text(t -> 'storage_parameters') k), '')
+    || coalesce(' TABLESPACE ' || quote_ident(coalesce(t ->> 'tablespace', p.spcname)), '');
+  EXECUTE format('COMMENT ON TABLE %s IS %L', child, @PARTITION_MARK@ || 'ensure');
+  FOR other IN SELECT x.conname FROM pg_constraint x WHERE x.conrelid = child::regclass AND x.contype = 'x'
+  LOOP
+    -- Up to PostgreSQL 17 ATTACH would make them a second time.
+    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', child, other);
+  END LOOP;
+  IF p.identity IN ('f', 'n') THEN
+    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', child,
+      CASE p.identity WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END);
+  END IF;
+  IF p.secured THEN
+    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', child);
+  END IF;
+  FOR other, goal IN SELECT a.attname, a.attstattarget FROM pg_attribute a
+    WHERE a.attrelid = (t ->> 'oid')::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
+    ORDER BY a.attnum
+  LOOP
+    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', child, other, goal);
+  END LOOP;
+  IF p.owner <> current_user THEN
+    EXECUTE format('ALTER TABLE %s OWNER TO %I', child, p.owner);
+  END IF;
+  EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, child,
+    _partition_literal(lower, t ->> 'key_type', false), _partition_literal(upper, t ->> 'key_type', true));
+  IF p.identity = 'i' THEN
+    FOR other IN SELECT c.relname FROM pg_index q JOIN pg_inherits i ON i.inhparent = q.indexrelid
+      JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid
+      WHERE q.indrelid = (t ->> 'oid')::oid AND q.indisreplident AND x.indrelid = child::regclass
+    LOOP
+      EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', child, other);
+    END LOOP;
+  END IF;
+END
+""",
+    "make one partition: the child alone, everything that it needs, then ATTACH",
+    volatile=True,
+)
+
+TURN = Routine(
+    "_partition_turn",
+    "t jsonb",
+    "void",
+    """
+BEGIN
+  PERFORM set_config('lock_timeout', '2s', true);
+  PERFORM pg_advisory_xact_lock(@PARENT_LOCK_CLASS@, CASE WHEN (t ->> 'oid')::bigint >= 2147483648
+    THEN (t ->> 'oid')::bigint - 4294967296 ELSE (t ->> 'oid')::bigint END::integer);
+  -- Others queue behind whoever waits for a lock on a table.
+  PERFORM set_config('lock_timeout', '40ms', true);
+END
+""",
+    "take the turn to make or remove partitions of a table, until the transaction ends",
+    volatile=True,
+)
+
+EXTEND = Routine(
+    "_partition_extend",
+    "t jsonb, ahead integer, behind integer, room integer, dry_run boolean",
+    "jsonb",
+    f"""
+DECLARE
+  piece record; done jsonb := '[]'; told text; made integer := 0; ends integer;
+BEGIN
+  IF NOT dry_run THEN
+    PERFORM _partition_turn(t);
+  END IF;
+  FOR piece IN SELECT * FROM _partition_pieces(t, ahead, behind) x LOOP
+    IF made >= room THEN
+      done := done || _partition_told(NULL, 'skipped', 'more than {MOST} partitions in one transaction:'
+        ' call again, or run alembic-partitions ensure');
+      EXIT;
+    END IF;
+    told := concat(_partition_shown(piece.lower, t ->> 'key_type'), ' to ',
+      _partition_shown(piece.upper, t ->> 'key_type'));
+    FOR attempt IN 1 .. 8 LOOP
+      BEGIN
+        IF NOT dry_run THEN
+          PERFORM _partition_attach(t, piece.name, piece.lower, piece.upper);
+        END IF;
+        EXIT;
+      EXCEPTION
+        WHEN lock_not_available OR deadlock_detected THEN
+          IF attempt = 8 THEN
+            RETURN done || _partition_told(piece.name, 'failed', SQLERRM);
+          END IF;
+          PERFORM pg_sleep(random() * 0.1);
+        WHEN OTHERS THEN
+          RETURN done || _partition_told(piece.name, 'failed', SQLERRM);
+      END;
+    END LOOP;
+    made := made + 1;
+    done := done || _partition_told(piece.name,
+      CASE WHEN dry_run THEN 'would create' ELSE 'created' END, told);
+  END LOOP;
+  SELECT max(x.distance) INTO ends FROM _partition_wanted(t, ahead, 0) x;
+  IF ends IS NULL OR ends < ahead THEN
+    done := done || _partition_told(NULL, 'skipped', 'the calendar of windows ends here');
+  END IF;
+  RETURN done;
+END
+""",
+    "make what is lacking of the current window, so many after it and before it, as far as there is room",
+    volatile=True,
+)
+
+TOLD = Routine(
+    "_partition_told",
+    "name text, action text, detail text",
+    "jsonb",
+    """
+BEGIN
+  RETURN jsonb_build_array(jsonb_build_object('name', name, 'action', action, 'detail', detail));
+END
+""",
+    "one thing done, or left undone, as the doors return it",
+)
+
+OUTCOMES = "TABLE (schema_name text, table_name text, partition_name text, action text, detail text)"
+
+EMIT = Routine(
+    "_partition_outcomes",
+    "t jsonb, done jsonb",
+    OUTCOMES,
+    """
+BEGIN
+  RETURN QUERY SELECT t ->> 'table_schema', t ->> 'table_name', d.name, d.action, d.detail
+    FROM jsonb_to_recordset(done) d (name text, action text, detail text);
+END
+""",
+    "what was done to a table as rows",
+)
+
+FIT = Routine(
+    "_partition_fit",
+    "t jsonb",
+    "void",
+    """
+BEGIN
+  IF t ->> 'problem' IS NOT NULL THEN
+    RAISE EXCEPTION 'table %.% does not fit its policy: %', t ->> 'table_schema', t ->> 'table_name',
+      t ->> 'problem' USING ERRCODE = 'object_not_in_prerequisite_state',
+      HINT = 'Correct the table, or its row in partition_config.';
+  ELSIF NOT (t ->> 'enabled')::boolean THEN
+    RAISE EXCEPTION 'the policy of table %.% is disabled', t ->> 'table_schema', t ->> 'table_name'
+      USING ERRCODE = 'object_not_in_prerequisite_state',
+      HINT = 'UPDATE partition_config SET enabled = true WHERE ...';
+  ELSIF pg_is_in_recovery() THEN
+    RAISE EXCEPTION 'this server is a standby' USING ERRCODE = 'read_only_sql_transaction',
+      HINT = 'Connect to the primary.';
+  END IF;
+END
+""",
+    "refuse a table that nothing is to be done to",
+)
+
+COUNT = Routine(
+    "_partition_count",
+    "results jsonb, what text",
+    "integer",
+    """
+BEGIN
+  RETURN count(*) FROM jsonb_path_query(results, '$[*].done[*].action') a WHERE a #>> '{}' = what;
+END
+""",
+    "how much of something a run has done so far",
+)
+
+RECORD = Routine(
+    "_partition_record",
+    "run text, results jsonb",
+    "void",
+    """
+DECLARE
+  details jsonb; created integer := _partition_count(results, 'created'); failed text;
+BEGIN
+  SELECT string_agg(format('%s: %s', r.told, concat_ws(': ', d.name, d.detail)), E'\\n') INTO failed
+  FROM jsonb_to_recordset(results) r (told text, done jsonb),
+       jsonb_to_recordset(r.done) d (name text, action text, detail text)
+  WHERE d.action = 'failed';
+  IF failed IS NOT NULL THEN
+    RAISE WARNING '%', failed;
+  END IF;
+  IF run = 'ensure' AND created = 0 AND failed IS NULL THEN
+    RETURN;
+  END IF;
+  SELECT coalesce(jsonb_object_agg(s.told, s.changes), '{}') INTO details
+  FROM (SELECT k.told, jsonb_object_agg(k.what, k.names) AS changes
+        FROM (SELECT r.told, CASE d.action WHEN 'analyzed' THEN 'tended' ELSE d.action END AS what,
+                     jsonb_agg(d.name ORDER BY d.ordinality) AS names
+              FROM jsonb_to_recordset(results) r (told text, done jsonb),
+                   ROWS FROM (jsonb_to_recordset(r.done) AS (name text, action text, detail text))
+                     WITH ORDINALITY d
+              WHERE d.action IN ('created', 'detached', 'dropped', 'analyzed') GROUP BY 1, 2) k
+        GROUP BY k.told) s;
+  INSERT INTO partition_runs (started_at, action, created, detached, dropped, details, error)
+  VALUES (now(), run, created, _partition_count(results, 'detached'), _partition_count(results, 'dropped'),
+    details, failed);
+EXCEPTION WHEN insufficient_privilege THEN
+  RAISE NOTICE 'the run could not be written to partition_runs: %', SQLERRM;
+END
+""",
+    "write a run down, as the package does",
+    volatile=True,
+)
+
+DAILY = Routine(
+    "create_daily_partitions",
+    "",
+    OUTCOMES,
+    f"""
+DECLARE
+  t jsonb; done jsonb; results jsonb := '[]';
+BEGIN
+  PERFORM _partition_now();  -- one that cannot be read is nobody's fault but the caller's
+  FOR t IN SELECT x FROM _partition_tables() x
+    WHERE x ->> 'interval' = 'day' AND (x ->> 'enabled')::boolean
+  LOOP
+    done := _partition_at_horizon(t, {MOST} - _partition_count(results, 'created'), false);
+    results := results || _partition_result(t, done);
+    RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
+  END LOOP;
+  PERFORM _partition_record('ensure', results);
+END
+""",
+    "bring every enabled table with windows of days to its horizon; returns what it made",
+    volatile=True,
+    door=True,
+)
+
+RESULT = Routine(
+    "_partition_result",
+    "t jsonb, done jsonb",
+    "jsonb",
+    """
+BEGIN
+  RETURN jsonb_build_array(jsonb_build_object('done', done,
+    'told', concat(t ->> 'table_schema', '.', t ->> 'table_name')));
+END
+""",
+    "what was done to a table, for the history",
+)
+
+HORIZON = Routine(
+    "_partition_at_horizon",
+    "t jsonb, room integer, dry_run boolean",
+    "jsonb",
+    """
+BEGIN
+  PERFORM _partition_fit(t);
+  RETURN _partition_extend(t, (t ->> 'premake')::integer, (t ->> 'lookback')::integer, room, dry_run);
+EXCEPTION WHEN OTHERS THEN
+  -- One bad table stops no other.
+  RETURN _partition_told(NULL, 'failed', SQLERRM);
+END
+""",
+    "bring a table to its horizon",
+    volatile=True,
+)
+
+FUTURE = Routine(
+    "create_future_partitions",
+    "target text, windows integer",
+    OUTCOMES,
+    f"""
+DECLARE
+  t jsonb; done jsonb;
+BEGIN
+  IF windows IS NULL OR windows NOT BETWEEN 0 AND {MOST} THEN
+    RAISE EXCEPTION 'windows is %, not a number from 0 to {MOST}', coalesce(windows::text, 'NULL')
+      USING ERRCODE = 'invalid_parameter_value',
+      HINT = 'One transaction makes {MOST} partitions at most: for more raise premake, and run'
+        ' alembic-partitions ensure.';
+  END IF;
+  SELECT x INTO STRICT t FROM _partition_tables(_partition_named(target)) x;
+  PERFORM _partition_fit(t);
+  done := _partition_extend(t, windows, 0, {MOST}, false);
+  PERFORM _partition_record('ensure', _partition_result(t, done));
+  RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
+END
+""",
+    "make the current window of a table and so many after it, as far as they are not there",
+    volatile=True,
+    door=True,
+)
+
+NAMED = Routine(
+    "_partition_named",
+    "target text",
+    "text",
+    """
+BEGIN
+  IF target IS NULL THEN
+    RAISE EXCEPTION 'no table is named' USING ERRCODE = 'null_value_not_allowed',
+      HINT = 'SELECT table_name FROM partition_health_summary() shows what is managed.';
+  END IF;
+  RETURN target;
+END
+""",
+    "refuse NULL, which means all tables elsewhere",
+)
+
+ROUTINES = (ATTACH, TURN, TOLD, RESULT, EMIT, FIT, COUNT, RECORD, NAMED, EXTEND, HORIZON, DAILY, FUTURE)
