@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, cast, func, not_, or_, select
+from sqlalchemy.dialects.postgresql import JSONPATH
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
@@ -25,8 +26,20 @@ HISTORY_RETENTION = "1 year"
 HISTORY_VARIABLE = "ALEMBIC_PARTITIONS_HISTORY"
 
 
-def record(connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report) -> None:
-    """Write the run down. A DDL role that may not is no reason to fail: the partitions stand."""
+#: In what a run did to a table: it was told to see to this one alone, so it was no run over all there is.
+ALONE = "alone"
+
+
+def record(
+    connection: Connection, snapshot: catalog.Snapshot, action: str, report: Report, *, alone: bool = False
+) -> None:
+    """Write the run down. A DDL role that may not is no reason to fail: the partitions stand.
+
+    :param alone: whether it saw to some tables alone; a schedule does not take that for a run of its own.
+    """
+    details = {
+        r.table: r.changes | ({ALONE: True} if alone else {}) for r in report.results if r.changes or alone
+    }
     try:
         with connection.begin():
             connection.execute(
@@ -37,7 +50,7 @@ def record(connection: Connection, snapshot: catalog.Snapshot, action: str, repo
                     "action": action,
                     **{what: report.count(what) for what in ("created", "detached", "dropped", "archived")},
                     "moved": sum(result.moved for result in report.results),
-                    "details": {result.table: result.changes for result in report.results if result.changes},
+                    "details": details,
                     "error": report.failure,
                 },
             )
@@ -61,10 +74,11 @@ class Standing:
 
 
 def standing(connection: Connection, config_schema: str, action: str) -> Standing:
-    """Return what has become of the runs of one kind."""
+    """Return what has become of the runs of one kind, over all tables."""
     runs = ddl.runs_table(config_schema)
+    some = func.coalesce(func.jsonb_path_exists(runs.c.details, cast(f"$.*.{ALONE}", JSONPATH)), False)
     # One that began in the future was written down under a clock that was wrong.
-    past = and_(runs.c.action == action, runs.c.started_at <= func.now())
+    past = and_(runs.c.action == action, runs.c.started_at <= func.now(), not_(some))
     good = select(func.max(runs.c.started_at)).where(past, runs.c.error.is_(None)).scalar_subquery()
     since = or_(good.is_(None), runs.c.started_at > good)
     failed = and_(past, runs.c.error.is_not(None), since)

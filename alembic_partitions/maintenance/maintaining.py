@@ -121,7 +121,7 @@ def _maintain(
     managed = _as_ordered(snapshot.tables, tables, orders)
     check_partitions(connection, managed, orders.vacuum)
     when = moment(connection, snapshot, clock(snapshot.now), orders.trust_clock)
-    action = "maintain" if orders.horizon else "cleanup"
+    action, alone = "maintain" if orders.horizon else "cleanup", tables is not None
     ensured = Report(tuple(TableResult(str(table)) for table in managed))
     if orders.horizon:
         ensured = ensure(
@@ -142,10 +142,10 @@ def _maintain(
                 works[name].done["tended"] = told.tended
                 works[name].findings += told.given_up
     except RunUnderWay as error:
-        record(connection, snapshot, action, dataclasses.replace(ensured, error=str(error)))
+        record(connection, snapshot, action, dataclasses.replace(ensured, error=str(error)), alone=alone)
         raise
     report = Report(tuple(_joined(result, works.get(result.table)) for result in ensured.results))
-    record(connection, snapshot, action, report)
+    record(connection, snapshot, action, report, alone=alone)
     if when.doubt is None:  # the history is what a clock is held against
         prune(connection, snapshot, kept)
     return report

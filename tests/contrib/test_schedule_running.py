@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import URL, Engine, create_engine, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from alembic_partitions import contrib, keep
+from alembic_partitions import contrib, keep, maintenance
 from alembic_partitions.cli import running as running_verb
 from alembic_partitions.cli.door import Call
 from alembic_partitions.contrib import beating, runs, schedule
@@ -35,7 +35,7 @@ from alembic_partitions.talk import shown_log
 from tests.databases import Database
 from tests.projects import Project
 from tests.proxy import proxy
-from tests.tables import declare, partitions, policy, rows, run
+from tests.tables import declare, operations, partitions, policy, rows, run
 from tests.terminal import caller
 
 RUNS = "SELECT error FROM partition_runs WHERE action = 'maintain' ORDER BY id"
@@ -95,6 +95,27 @@ def test_what_has_become_of_runs_is_read_as_written(engine: Engine) -> None:
     assert first < found.failed <= found.now
     run(engine, f"{insert} (clock_timestamp(), 'maintain', NULL)")
     assert (now().good > first, now().failures, now().failed) == (True, 0, None)
+
+
+def test_what_saw_to_some_tables_alone_is_no_run_over_all(engine: Engine) -> None:
+    """Else a daily `maintain --table` would put the run over all tables off for good."""
+    declare(engine, "odds", policy())
+    declare(engine, "results", policy())
+    with operations(engine) as op:
+        op.create_partition_functions()
+    with side_connection(engine) as side:
+        maintenance.maintain(side, tables=["odds"])
+        maintenance.maintain(side, orders=maintenance.Orders(horizon=False))
+        with side.begin():
+            side.execute(text("SELECT * FROM run_partition_maintenance('odds', dry_run => false)"))
+            side.execute(text("SELECT * FROM drop_old_partitions('odds', '90 days', dry_run => false)"))
+        assert standing(side, "public", "maintain").good is None
+        assert [run.action for run in maintenance.past_runs(side, tables=["odds"]).runs or ()] == [
+            *("cleanup", "maintain", "maintain"),
+        ]
+        with side.begin():
+            side.execute(text("SELECT * FROM run_partition_maintenance(dry_run => false)"))
+        assert standing(side, "public", "maintain").good is not None
 
 
 def test_two_keepers_run_once_and_leave_no_thread(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:

@@ -194,7 +194,7 @@ END
 
 RECORD = Routine(
     "_partition_record",
-    "run text, results jsonb",
+    "run text, results jsonb, alone boolean DEFAULT false",
     "void",
     """
 DECLARE
@@ -219,6 +219,10 @@ BEGIN
                      WITH ORDINALITY d
               WHERE d.action IN ('created', 'detached', 'dropped', 'analyzed') GROUP BY 1, 2) k
         GROUP BY k.told) s;
+  IF alone THEN
+    SELECT jsonb_object_agg(r.told, coalesce(details -> r.told, '{}') || '{"alone": true}') INTO details
+    FROM jsonb_to_recordset(results) r (told text);
+  END IF;
   INSERT INTO partition_runs (started_at, action, created, detached, dropped, details, error)
   VALUES (now(), run, created, _partition_count(results, 'detached'), _partition_count(results, 'dropped'),
     details, failed);

@@ -294,7 +294,7 @@ BEGIN
   END IF;
   done := _partition_retire(t, dry);
   IF NOT dry THEN
-    PERFORM _partition_record('maintain', _partition_result(t, done));
+    PERFORM _partition_record('cleanup', _partition_result(t, done), true);
   END IF;
   RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
   RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, 'not done'::text, _partition_not_done()

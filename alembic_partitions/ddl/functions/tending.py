@@ -130,7 +130,7 @@ BEGIN
     RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
   END LOOP;
   IF NOT dry THEN
-    PERFORM _partition_record('maintain', results);
+    PERFORM _partition_record('maintain', results, target IS NOT NULL);
   END IF;
   RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, 'not done'::text, _partition_not_done();
 END
