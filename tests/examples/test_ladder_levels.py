@@ -333,7 +333,7 @@ def test_provisioning_comes_again_12_hours_after_whoever_did_it_last(
     run(exchange.engine, f"DROP TABLE {names(20, 20)[0]}")
     with serving(exchange, tmp_path / "soon.jsonl") as soon:
         soon.await_event("next partition run: ")
-    assert exchange.partitions() == names(-1, 31)
+        soon.await_that(lambda: exchange.partitions() == names(-1, 31))
     assert scalar(exchange.engine, runs) == 1
     run(exchange.engine, "UPDATE partition_runs SET started_at = started_at - interval '12 hours'")
     with serving(exchange, tmp_path / "later.jsonl") as later:
