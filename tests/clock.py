@@ -9,7 +9,7 @@ import pytest
 
 from alembic_partitions import maintenance
 from alembic_partitions.ddl import removal
-from alembic_partitions.maintenance import ensuring, maintaining, repairing, retaining
+from alembic_partitions.maintenance import creating, ensuring, maintaining, repairing, retaining
 from tests.tables import NOW
 
 
@@ -28,7 +28,7 @@ class Clock:
         self.monkeypatch.setattr(removal, "_NOW", stamp)
         if not self.as_the_server_is:
             self.monkeypatch.setattr(retaining, "detaches_safely", lambda version: True)
-        for module in (maintenance, ensuring, maintaining, repairing):
+        for module in (maintenance, creating, ensuring, maintaining, repairing):
             self.monkeypatch.setattr(module, "clock", lambda real: self.now)
 
     def forward(self, **by: float) -> None:

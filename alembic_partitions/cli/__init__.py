@@ -13,6 +13,7 @@ from . import (
     migrating,
     repairing,
     running,
+    serving,
     showing,
     splitting,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "migrating",
     "repairing",
     "running",
+    "serving",
     "showing",
     "splitting",
 ]

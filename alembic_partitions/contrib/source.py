@@ -19,6 +19,7 @@ from alembic_partitions import maintenance
 from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.health import WARN_DAYS, Health
 from alembic_partitions.keeper import Keeper, seconds
+from alembic_partitions.keeper import _apart as apart
 from alembic_partitions.maintenance import View
 from alembic_partitions.sessions import Turn, side_connection
 from alembic_partitions.standing import health_of_view
@@ -71,8 +72,8 @@ class Source:
         return self.engine.dialect.is_async
 
     def run(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` with a connection of its own, not in a transaction."""
-        with side_connection(self.engine) as side:
+        """Call ``work`` with a connection of its own, not in a transaction; no hook makes anything for it."""
+        with apart(), side_connection(self.engine) as side:
             return work(side)
 
     async def arun(self, work: Callable[[Connection], T]) -> T:

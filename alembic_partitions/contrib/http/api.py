@@ -16,25 +16,20 @@ from alembic_partitions.maintenance import View
 from alembic_partitions.standing import Row, judge
 
 from . import orders, shapes
+from .bodies import AnalyzeOrder, CleanupOrder, CreateOrder, MaintenanceOrder, TableName, VacuumOrder
 from .faults import Fault
 from .jobs import Jobs, Order
 from .looks import PATIENCE, Looks
 from .models import (
     AcceptedAnswer,
-    AnalyzeOrder,
-    CleanupOrder,
-    CreateOrder,
     DryAnswer,
     HealthAnswer,
     HistoryAnswer,
     JobAnswer,
     ListAnswer,
-    MaintenanceOrder,
     Problem,
     Script,
     StatusAnswer,
-    TableName,
-    VacuumOrder,
 )
 from .security import BEARER
 from .tracing import Secrets, request_id

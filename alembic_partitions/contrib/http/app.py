@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -58,4 +59,5 @@ class _Numbered:
                 await self._app(scope, receive, note)
             finally:
                 took = 1000 * (time.monotonic() - began)
-                logger.info("%s %s: %s in %.0f ms", scope["method"], scope["path"], status, took)
+                where = quote(scope["path"])  # a line break in it would begin another line
+                logger.info("%s %s: %s in %.0f ms", scope["method"], where, status, took)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -10,7 +11,9 @@ from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 
+from alembic_partitions.catalog import Run
 from alembic_partitions.contrib.page import render
+from alembic_partitions.maintenance import View
 
 from .api import problems
 from .faults import fault_of, is_of_database
@@ -58,10 +61,20 @@ def page(looks: Looks, secrets: Secrets, route: type[APIRoute], dependencies: li
             fault = fault_of(error, secrets)
             text = _AWAY.format(text=escape(fault.text), number=escape(request_id()))
             return HTMLResponse(text, fault.status, headers=_HEADERS)
-        hidden = [
-            dataclasses.replace(run, error=secrets.hide(run.error)) if run.error else run for run in runs
-        ]
-        shown = render(view, runs=hidden, request_id=request_id(), refresh_seconds=_REFRESH_SECONDS)
-        return HTMLResponse(shown, headers=_HEADERS)
+        shown, past = _masked(view, runs, secrets)
+        text = render(shown, runs=past, request_id=request_id(), refresh_seconds=_REFRESH_SECONDS)
+        return HTMLResponse(text, headers=_HEADERS)
 
     return router
+
+
+def _masked(view: View, runs: Sequence[Run], secrets: Secrets) -> tuple[View, list[Run]]:
+    """Take passwords out of what others wrote: errors of the database, above all."""
+
+    def hide(text: str | None) -> str | None:
+        return None if text is None else secrets.hide(text)
+
+    tables = tuple(dataclasses.replace(table, failure=hide(table.failure)) for table in view.tables)
+    unknown = tuple(secrets.hide(line) for line in view.unknown)
+    masked = dataclasses.replace(view, tables=tables, unknown=unknown, failure=hide(view.failure))
+    return masked, [dataclasses.replace(run, error=hide(run.error)) for run in runs]

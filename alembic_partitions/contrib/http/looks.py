@@ -44,7 +44,7 @@ class Looks:
         return await self._health(PATIENCE)
 
     async def runs(self) -> Sequence[Run]:
-        """Return the last runs, the newest first."""
+        """Return the last runs, the newest first, and what people were told of."""
         return (await self._runs(PATIENCE)).runs or ()
 
     async def ping(self) -> None:
@@ -59,7 +59,7 @@ class Looks:
         return await asyncio.wait_for(self._away(lambda: self.source.run(work)), patience)
 
     def _past(self, side: Connection) -> View:
-        return maintenance.past_runs(side, schema=self.source.schema)
+        return maintenance.past_runs(side, schema=self.source.schema, alerts=True)
 
     async def _away(self, work: Callable[[], T]) -> T:
         if self.source.is_async:

@@ -1,13 +1,12 @@
-"""Bodies as they go over the wire: camelCase, nothing unknown taken."""
+"""What is answered: camelCase, but for what monitoring reads."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
-from typing_extensions import Self
 
 from alembic_partitions.health import State
 
@@ -20,12 +19,6 @@ class Shown(BaseModel):
     """What is answered."""
 
     model_config = ConfigDict(alias_generator=_on_the_wire, populate_by_name=True)
-
-
-class Told(BaseModel):
-    """What is asked for: strict, so that "dryRun": "false" is a mistake and no order."""
-
-    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True)
 
 
 class Problem(Shown):
@@ -180,114 +173,7 @@ class HistoryAnswer(Shown):
     request_id: str
 
 
-# -- what is to be done ------------------------------------------------------------------------------------
-
-_NAME = r"^[^\x00-\x1f]+$"
-TableName = Annotated[
-    str, Field(min_length=1, max_length=127, pattern=_NAME, description="[schema.]name", examples=["odds"])
-]
-PartitionName = Annotated[
-    str, Field(min_length=1, max_length=63, pattern=_NAME, description="As it is listed, without its schema.")
-]
-Days = Annotated[int, Field(ge=1, le=36_500)]
-DryRun = Annotated[bool, Field(description="Say what would be sent; change nothing.")]
-
-
-class MaintenanceOrder(Told):
-    """Bring tables to their horizon, remove what retention lets go, keep their statistics."""
-
-    table: TableName | None = None
-    retention_days: Days | None = Field(default=None, description="In place of the table's own retention.")
-    analyze: bool = True
-    dry_run: DryRun = True
-
-
-class CreateOrder(Told):
-    """Make the windows from now to so far ahead; exactly one of the three says how far."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "oneOf": [
-                {"required": [name], "properties": {name: {"type": "integer"}}}
-                for name in ("monthsAhead", "daysAhead", "count")
-            ]
-        }
-    )
-
-    table: TableName
-    months_ahead: Annotated[int, Field(ge=1, le=120)] | None = None
-    days_ahead: Annotated[int, Field(ge=1, le=3660)] | None = None
-    count: Annotated[int, Field(ge=1, le=1000)] | None = Field(
-        default=None, description="Windows after the current one."
-    )
-    dry_run: DryRun = True
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        given = [self.months_ahead, self.days_ahead, self.count]
-        if sum(value is not None for value in given) != 1:
-            raise ValueError("say how far ahead: monthsAhead, daysAhead or count, one of them")
-        return self
-
-
-class AnalyzeOrder(Told):
-    """Have PostgreSQL count: a table with its partitions, or one of these."""
-
-    table: TableName
-    partition: PartitionName | None = None
-    dry_run: DryRun = True
-
-
-class VacuumOrder(Told):
-    """Clear dead rows away: of all partitions of a table, or of one of them."""
-
-    table: TableName
-    partition: PartitionName | None = None
-    dry_run: DryRun = True
-
-
-class CleanupOrder(Told):
-    """Remove what retention lets go, and nothing else; at most one of the three replaces the table's own."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "not": {
-                "anyOf": [
-                    {
-                        "required": [one, other],
-                        "properties": {name: {"not": {"type": "null"}} for name in (one, other)},
-                    }
-                    for one, other in (
-                        ("retention", "retentionMonths"),
-                        ("retention", "retentionDays"),
-                        ("retentionMonths", "retentionDays"),
-                    )
-                ]
-            }
-        }
-    )
-
-    table: TableName
-    retention: (
-        Annotated[str, Field(pattern=r"^[1-9][0-9]{0,5} (hour|day|week|month|quarter|year)s?$")] | None
-    ) = Field(default=None, examples=["12 months"])
-    retention_months: Annotated[int, Field(ge=1, le=1200)] | None = None
-    retention_days: Days | None = None
-    dry_run: DryRun = True
-
-    @model_validator(mode="after")
-    def _one_at_most(self) -> Self:
-        given = [self.retention, self.retention_months, self.retention_days]
-        if sum(value is not None for value in given) > 1:
-            raise ValueError("retention, retentionMonths or retentionDays: one of them")
-        return self
-
-    @property
-    def period(self) -> str | None:
-        """The retention that is asked for, as a policy has it."""
-        if self.retention_months is not None:
-            return f"{self.retention_months} months"
-        return self.retention if self.retention_days is None else f"{self.retention_days} days"
+# -- what is done --------------------------------------------------------------------------------------
 
 
 class Script(Shown):

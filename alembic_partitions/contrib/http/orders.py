@@ -8,8 +8,8 @@ from alembic_partitions import maintenance
 from alembic_partitions.maintenance import Ahead, Orders, Report
 from alembic_partitions.periods import Period
 
+from .bodies import AnalyzeOrder, CleanupOrder, CreateOrder, MaintenanceOrder, VacuumOrder
 from .jobs import Order, Tell
-from .models import AnalyzeOrder, CleanupOrder, CreateOrder, MaintenanceOrder, VacuumOrder
 
 
 def maintain(told: MaintenanceOrder, schema: str | None, archive_to: str | None) -> Order:

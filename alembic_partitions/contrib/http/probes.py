@@ -133,11 +133,7 @@ def probes(
     async def get_jobs() -> list[JobRecord]:
         """List the last run of each job, and what is under way."""
         view = await looks.view()
-        last = {
-            run.action: shapes.job_record(run, secrets.hide)
-            for run in view.runs or ()
-            if run.action != "alert"
-        }
+        last = {run.action: shapes.job_record(run, secrets.hide) for run in view.runs or ()}
         if jobs.running is not None:
             last[jobs.running.order.name] = jobs.running.record()
         try:
