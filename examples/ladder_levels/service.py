@@ -64,6 +64,7 @@ def application(settings: Settings, token: str) -> FastAPI:
             recorder = asyncio.create_task(record(engine, lines_of(sys.stdin)))
             yield
             recorder.cancel()
+            await asyncio.wait([recorder])
 
     app = FastAPI(title="ladder_levels", lifespan=lifespan)
     app.include_router(router(keeper, token=token, gauges=provisioner.GAUGES))

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -174,12 +174,21 @@ class Served:
 
     def await_event(self, pattern: str) -> re.Match[str]:
         """Wait until the log tells of something."""
+        found: list[re.Match[str]] = []
+
+        def told() -> bool:
+            lines = (line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n"))
+            found[:] = filter(None, (re.match(pattern, json.loads(line)["event"]) for line in lines))
+            return bool(found)
+
+        self.await_that(told)
+        return found[0]
+
+    def await_that(self, happened: Callable[[], bool]) -> None:
+        """Wait until something has happened, for as long as the process lives."""
         for _ in range(600):
-            told = (line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n"))
-            for line in told:
-                match = re.match(pattern, json.loads(line)["event"])
-                if match is not None:
-                    return match
+            if happened():
+                return
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
         raise AssertionError(self.log.read_text())
