@@ -60,7 +60,7 @@ def test_a_failed_look_is_remembered_too(database: Database, looks: list[str]) -
         assert (found.ok, found.state) == (False, State.CRITICAL)
     assert looks == [], "it never came so far"
     source._sight = None
-    with pytest.raises(Exception, match="refused"):
+    with pytest.raises(Exception, match="port 1"):
         source.view()
 
 

@@ -1,6 +1,6 @@
 """What sensor_events hands to Kubernetes and to Prometheus, read by their own checkers.
 
-What the files ask for, and whether it exists, is tested in tests/db/test_sensor_events.py.
+What the files ask for, and whether it exists, is tested in tests/examples/test_sensor_events.py.
 """
 
 from __future__ import annotations
