@@ -94,7 +94,7 @@ def run(
     like, beside applications that do the same: each run happens once. A database that is away is tried again;
     a run that fails is logged, and tried again.
     """
-    from alembic_partitions.contrib.rhythm import rhythm
+    from alembic_partitions.contrib.schedule import rhythm
 
     if every is None and cron is None:
         every = "12h"

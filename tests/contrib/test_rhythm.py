@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from alembic_partitions.contrib.rhythm import rhythm
+from alembic_partitions.contrib.schedule import rhythm
 from alembic_partitions.errors import PolicyError
 from tests.zones import utc
 

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from alembic_partitions.contrib import runs, schedule
-from alembic_partitions.contrib.beating import BEAT
-from alembic_partitions.contrib.rhythm import rhythm
-from alembic_partitions.contrib.runs import Runs
-from alembic_partitions.contrib.schedule import Schedule
+from alembic_partitions.contrib.schedule import Schedule, rhythm, runs
+from alembic_partitions.contrib.schedule import scheduling as schedule
+from alembic_partitions.contrib.schedule.beating import BEAT
+from alembic_partitions.contrib.schedule.runs import Runs
 from alembic_partitions.errors import RunUnderWay
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.maintenance import Report, Standing, TableResult

@@ -24,7 +24,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from alembic_partitions import contrib, keep, maintenance
 from alembic_partitions.cli import running as running_verb
 from alembic_partitions.cli.door import Call
-from alembic_partitions.contrib import beating, runs, schedule
+from alembic_partitions.contrib.schedule import beating, runs
+from alembic_partitions.contrib.schedule import scheduling as schedule
 from alembic_partitions.errors import ExtraMissing, PolicyError
 from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.keeper import Keeper
@@ -342,7 +343,7 @@ _FORKS = """
 import logging, os, sys, threading, time
 from sqlalchemy import create_engine, text
 from alembic_partitions import keep
-from alembic_partitions.contrib import beating
+from alembic_partitions.contrib.schedule import beating
 
 beating.BEAT = 0.05
 engine = create_engine(sys.argv[1])
@@ -449,9 +450,9 @@ def test_what_is_wrong_is_told_in_one_line(database: Database, arguments: list[s
 def test_without_apscheduler_it_says_what_to_install(
     engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("beating", "rhythm", "runs", "schedule"):
-        monkeypatch.delitem(sys.modules, f"alembic_partitions.contrib.{module}")
-        monkeypatch.delattr(contrib, module)
+    for module in [name for name in sys.modules if name.startswith("alembic_partitions.contrib.schedule")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delattr(contrib, "schedule")
     monkeypatch.setitem(sys.modules, "apscheduler.executors.debug", None)
     advice = 'pip install "alembic-partitions[schedule]"'
     with pytest.raises(ExtraMissing) as missing:

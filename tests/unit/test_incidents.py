@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from itertools import count
 
-from alembic_partitions.contrib.incidents import (
+from alembic_partitions.contrib.alerts.incidents import (
     Delivery,
     Incident,
     Problem,

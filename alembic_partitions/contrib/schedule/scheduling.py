@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from sqlalchemy.util import greenlet_spawn
 
+from alembic_partitions.contrib.source import Source
 from alembic_partitions.errors import PolicyError
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.talk import explain
@@ -31,7 +32,6 @@ from alembic_partitions.talk import explain
 from .beating import Heart
 from .rhythm import Rhythm, rhythm
 from .runs import OnRun, Runs
-from .source import Source
 
 logger = logging.getLogger("alembic_partitions")
 

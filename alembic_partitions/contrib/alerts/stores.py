@@ -13,11 +13,11 @@ from typing import TypeAlias
 from sqlalchemy import Connection
 
 from alembic_partitions import catalog, ddl, maintenance
+from alembic_partitions.contrib.source import Source
 from alembic_partitions.health import Level
 from alembic_partitions.talk import explain
 
 from .incidents import Delivery, Event, Incident
-from .source import Source
 
 logger = logging.getLogger("alembic_partitions")
 

@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
+from alembic_partitions.contrib.source import Source
 from alembic_partitions.drivers import sqlstate
 from alembic_partitions.health import WARN_DAYS, Level
 from alembic_partitions.keeper import seconds
@@ -41,7 +42,6 @@ from .incidents import (
     problems_of,
 )
 from .notifiers import Notifier, by_url, send_by_all
-from .source import Source
 from .stores import Decide, Memory, Rows
 
 logger = logging.getLogger("alembic_partitions")
