@@ -48,6 +48,8 @@ _inside: ContextVar[bool] = ContextVar("alembic_partitions_inside", default=Fals
 
 # After a look that failed the next one comes sooner than ``refresh``, in seconds; doubling.
 _SOON = 10.0
+# How long, in seconds, what goes on going wrong is not logged again.
+_REPEAT = 60.0
 # How long a pending window is left alone after a try in vain, in seconds, doubling.
 _FIRST_BACK_OFF, _LONGEST_BACK_OFF = 0.05, 1.0
 
@@ -111,6 +113,8 @@ class Keeper:
         self._to_default: set[tuple[int, KeyValue]] = set()
         self._callers: set[int] = set()
         self._error: str | None = None
+        # What was logged last, and when.
+        self._complained: tuple[str, float] | None = None
         # Inserts that PostgreSQL found no partition for, by table.
         self._met: Counter[str] = Counter()
 
@@ -533,6 +537,13 @@ class Keeper:
         with side_connection(self.ddl_engine) as side:
             yield side
 
+    def _complain(self, what: str) -> None:
+        """Log what goes wrong, the same once in a while: with each insert it would be a flood."""
+        now = time.monotonic()
+        if self._complained is None or self._complained[0] != what or now > self._complained[1] + _REPEAT:
+            self._complained = what, now
+            logger.warning("partitions are not kept: %s", what)
+
     @contextmanager
     def _guarded(self, may_raise: bool = True) -> Iterator[None]:
         """Never take the application down: what fails here is logged and shown by health()."""
@@ -542,7 +553,7 @@ class Keeper:
             raise  # these are answers, not failures
         except Exception as error:  # a driver raises its own, unwrapped, while it connects
             self._error = _told(error)
-            logger.warning("partitions are not kept: %s", self._error)
+            self._complain(self._error)
             if may_raise and self._on_error == "raise":
                 raise
 

@@ -70,6 +70,9 @@ SIDEWAYS = {
 # Who may open a door to contrib, and that inside a function alone: what nobody calls is not loaded.
 DOORS_TO_CONTRIB = {"keeper", "events", "cli"}
 
+# The rooms beside the house, each of which may be there without those of its own floor.
+CONTRIB_FLOORS = {"source": 0, "page": 0, "alerts": 1, "metrics": 1, "schedule": 1, "http": 2}
+
 # `__init__` is a door: it may open onto any floor, except these, which load Alembic or the command line.
 KEPT_OUT_OF_INIT = {"operations", "autogenerate", "plugin", "cli", "demo"}
 
@@ -192,6 +195,18 @@ def test_imports_go_down(module: Module) -> None:
             way = "sideways" if FLOORS[name] == floor else "up"
             wrong.append(f"{module.at(line)} imports {name}, {way} from floor {floor} to {FLOORS[name]}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", [m for m in CONTRIB if m.dotted != f"{PACKAGE}.contrib"], ids=str)
+def test_rooms_of_contrib_know_those_below_them(module: Module) -> None:
+    mine = module.dotted.split(".")[2]
+    others = set()
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            others |= {name.split(".")[2] for name in names if name.startswith(f"{PACKAGE}.contrib.")}
+    wrong = [o for o in others - {mine} if CONTRIB_FLOORS.get(o, 9) >= CONTRIB_FLOORS[mine]]
+    assert not wrong, f"{module} imports {wrong}"
 
 
 def test_the_door_loads_neither_alembic_nor_the_command_line() -> None:

@@ -34,8 +34,8 @@ class Guard:
         if len(told) < SHORTEST_TOKEN or any(c.isspace() or not c.isprintable() for c in told):
             raise SettingError(
                 name="token",
-                value=f"a text of {len(told)} characters" if told else "",
-                expected=f"a secret of {SHORTEST_TOKEN} characters or more, without blanks",
+                value="***" if told else "",
+                expected=f"a secret of {SHORTEST_TOKEN} characters or more, none of them a blank",
             )
         self._token = told.encode()
 
