@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,7 +11,27 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import await_only
 
 _CLASS = re.compile(r"^<class '[^']*'>:\s*")
+# A peer that is gone is noticed in a minute: where we wait for it, and where it does not take what we send.
+_KEPT_ALIVE = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 _ROW_FIELDS = ("schema_name", "table_name", "constraint_name")
+
+
+def connect_arguments(driver: str, given: Collection[str], connect_timeout: float) -> dict[str, int]:
+    """Return what lets a driver give up a host that does not answer, or does so no more.
+
+    asyncpg has nothing for the latter.
+
+    :param given: options that somebody has set already.
+    :param connect_timeout: seconds that connecting may take.
+    """
+    seconds = max(2, round(connect_timeout))
+    options = {"timeout": seconds} if driver == "asyncpg" else {"connect_timeout": seconds, **_KEPT_ALIVE}
+    return {name: value for name, value in options.items() if name not in given}
 
 
 def session_parameter(connection: Connection, name: str) -> str | None:

@@ -20,6 +20,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
+from .drivers import connect_arguments
+
 
 def side_engine(engine: Engine) -> Engine:
     """Return an engine without a pool that connects as ``engine`` does, its pool's listeners included."""
@@ -41,8 +43,7 @@ def dedicated_engine(engine: Engine, url: str | URL, connect_timeout: float) -> 
     """
     driver = engine.dialect.driver
     target = make_url(url).set(drivername=f"postgresql+{driver}")
-    option = "timeout" if driver == "asyncpg" else "connect_timeout"
-    arguments = {} if option in target.query else {option: max(2, round(connect_timeout))}
+    arguments = connect_arguments(driver, target.query, connect_timeout)
     if not engine.dialect.is_async:
         return create_engine(target, poolclass=NullPool, connect_args=arguments)
     from sqlalchemy.ext.asyncio import create_async_engine  # not everybody has greenlet installed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -82,9 +82,13 @@ def health_of_view(
     warn_days: float = health.WARN_DAYS,
     error: str | None = None,
     met: Mapping[str, int] | None = None,
+    rows: Iterable[Row] | None = None,
 ) -> Health:
-    """Judge what was looked at."""
-    judged = tuple(row.health for row in judge([("", view)], warn_days))
+    """Judge what was looked at.
+
+    :param rows: what :func:`judge` has said of it already.
+    """
+    judged = tuple(row.health for row in (judge([("", view)], warn_days) if rows is None else rows))
     return Health(
         ok=not any(table.current_missing and table.enabled for table in judged),
         tables=judged,

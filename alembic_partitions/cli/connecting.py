@@ -11,6 +11,7 @@ import click
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, make_url
 
 from alembic_partitions import deploy
+from alembic_partitions.drivers import connect_arguments
 from alembic_partitions.errors import NotManagedError
 from alembic_partitions.sessions import side_connection
 
@@ -18,6 +19,9 @@ from .door import Call, Command, alembic_options
 
 # SQLAlchemy 2.1 reads a plain "postgresql://" as psycopg 3, 2.0 as psycopg2: we take what is installed.
 _DRIVERS = ("psycopg", "psycopg2", "asyncpg")
+
+# Seconds that a host may take to answer, unless the URL says.
+_CONNECT_TIMEOUT = 10.0
 
 T = TypeVar("T")
 
@@ -106,11 +110,15 @@ def engine_at(call: Call, url: str) -> Engine:
 
 
 def _engine(url: URL) -> Engine:
-    if not url.get_dialect().is_async:
-        return create_engine(url, poolclass=NullPool)
+    dialect = url.get_dialect()
+    arguments = {}
+    if dialect.name == "postgresql":  # what else there is, is told in our own words
+        arguments = connect_arguments(dialect.driver, url.query, _CONNECT_TIMEOUT)
+    if not dialect.is_async:
+        return create_engine(url, poolclass=NullPool, connect_args=arguments)
     from sqlalchemy.ext.asyncio import create_async_engine
 
-    return create_async_engine(url, poolclass=NullPool).sync_engine
+    return create_async_engine(url, poolclass=NullPool, connect_args=arguments).sync_engine
 
 
 def address(call: Call, url: str) -> URL:

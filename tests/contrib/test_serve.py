@@ -17,9 +17,10 @@ from typing import Any
 import httpx
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
-from alembic_partitions.cli import main, serving
+from alembic_partitions.cli import connecting, main, serving
+from alembic_partitions.cli.door import Call
 from tests.contrib.web import API, TOKEN
 from tests.databases import Database
 from tests.projects import Project
@@ -114,6 +115,24 @@ def test_it_connects_as_env_py_does(engine: Engine, database: Database, tmp_path
         said = site.end()
     assert site.process.returncode == 0, said
     assert "GET /healthz: 401 in " in said, "env.py's own logging silences nothing"
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "asyncpg"])
+@pytest.mark.parametrize("told", ["", "?{}=3"])
+def test_a_host_that_does_not_answer_is_given_up(driver: str, told: str) -> None:
+    option = "timeout" if driver == "asyncpg" else "connect_timeout"
+    engine = connecting.engine_at(Call(), f"postgresql+{driver}://me@host/base{told.format(option)}")
+    given: dict[str, Any] = {}
+
+    @event.listens_for(engine, "do_connect")
+    def connect(dialect: object, record: object, arguments: object, options: dict[str, Any]) -> None:
+        given.update(options)
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        engine.raw_connection()
+    assert int(given[option]) == (3 if told else 10)
+    assert ("tcp_user_timeout" in given) is (driver != "asyncpg"), "nor one that answers no more"
 
 
 @pytest.mark.parametrize("told", [[], ["--token-file", "token"]])

@@ -71,7 +71,7 @@ SIDEWAYS = {
 DOORS_TO_CONTRIB = {"keeper", "events", "cli"}
 
 # The rooms beside the house, each of which may be there without those of its own floor.
-CONTRIB_FLOORS = {"source": 0, "page": 0, "alerts": 1, "metrics": 1, "schedule": 1, "http": 2}
+CONTRIB_FLOORS = {"calls": 0, "page": 0, "source": 1, "alerts": 2, "metrics": 2, "schedule": 2, "http": 3}
 
 # `__init__` is a door: it may open onto any floor, except these, which load Alembic or the command line.
 KEPT_OUT_OF_INIT = {"operations", "autogenerate", "plugin", "cli", "demo"}
