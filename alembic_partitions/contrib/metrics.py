@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from alembic_partitions.health import WARN_DAYS, State
+from alembic_partitions.health import WARN_DAYS, State, TableHealth
 from alembic_partitions.maintenance import View
 from alembic_partitions.standing import Row, judge
 from alembic_partitions.talk import explain
@@ -80,7 +80,7 @@ class PartitionCollector(Collector):
     :param schema: where partition_config lives; ``None`` finds it by our mark.
     :param max_age: how long a look is good for.
     :param gauges: further gauges without labels, by table (``name`` or ``schema.name``): a name of your own
-        for its days until inserts find no partition.
+        for its days until inserts find no partition; of several tables of one name, the one in need counts.
     :raises ValueError: one of these names is no metric's name, or is taken.
     """
 
@@ -111,9 +111,9 @@ class PartitionCollector(Collector):
     async def refresh(self) -> None:
         """Look, unless the last look is still good, without stalling the event loop; never raises."""
         try:
-            self._saw(await self.source.aview())
+            self.saw(await self.source.aview())
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
-            self._missed(error)
+            self.missed(error)
 
     def describe(self) -> Iterable[Metric]:
         """Name the metrics, without a look."""
@@ -123,16 +123,22 @@ class PartitionCollector(Collector):
         """Tell how all stands."""
         if not self.source.is_async:
             try:
-                self._saw(self.source.view())
+                self.saw(self.source.view())
             except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
-                self._missed(error)
+                self.missed(error)
+        return self.told()
+
+    def told(self) -> Iterable[Metric]:
+        """Tell how all stood when it was last seen, without a look."""
         return self._metrics(self._view)
 
-    def _saw(self, view: View) -> None:
+    def saw(self, view: View) -> None:
+        """Take a look that somebody else has made."""
         self._view, self._error = view, None
         self._names = {str(item.table): (item.table.schema, item.table.name) for item in view.tables}
 
-    def _missed(self, error: Exception) -> None:
+    def missed(self, error: Exception) -> None:
+        """Take it that a look failed."""
         told = explain(error)
         if told != self._error:  # once, not at every scrape
             logger.warning("metrics: the database cannot be looked at: %s", told)
@@ -162,17 +168,23 @@ class PartitionCollector(Collector):
         return family
 
     def _own_gauges(self, rows: Iterable[Row]) -> Iterable[Metric]:
-        days = {name: row.health.runway for row in rows for name in _names_of(row)}
+        judged = [row.health for row in rows]
         for table, name in self._gauges.items():
-            value = days.get(table)
+            value = soonest(table, judged)
             gauge = GaugeMetricFamily(name, f"Days until inserts into {table} find no partition.")
             if value is not None:
                 gauge.add_metric([], value)
             yield gauge
 
 
-def _names_of(row: Row) -> tuple[str, str]:
-    return row.view.table.name, str(row.view.table)
+def soonest(name: str, tables: Iterable[TableHealth]) -> float | None:
+    """Return the days until inserts into a table find no partition; ``None`` where that cannot be told.
+
+    :param name: ``name`` or ``schema.name``; of several tables that it fits, the one in need counts.
+    """
+    days = [table.runway for table in tables if f".{table.table}".endswith(f".{name}")]
+    known = [runway for runway in days if runway is not None]
+    return min(known) if known and len(known) == len(days) else None
 
 
 def _of_tables(rows: Iterable[Row]) -> Iterable[Metric]:

@@ -2,6 +2,7 @@
 
 from .creating import (
     Ahead,
+    check_usable,
     make_ahead,
     plan_ahead,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "TableView",
     "View",
     "abort_split",
+    "check_usable",
     "clock",
     "config_home",
     "config_schema",

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from alembic_partitions import catalog
 from alembic_partitions.errors import NotManagedError, PolicyError
 from alembic_partitions.periods import Period, Window
-from alembic_partitions.plan import ManagedTable, Plan, plan_windows
+from alembic_partitions.plan import ManagedTable, Plan, plan_windows, refused
 from alembic_partitions.sessions import own_transactions
 
 from .ensuring import Work, make_step, result_of, snapshot_of, with_free_names
@@ -119,12 +119,29 @@ def _planned(
     return snapshot, tuple(TablePlan(str(p.table), p, snapshot.user, now) for p in plans)
 
 
-def _check(table: ManagedTable) -> None:
+def check_usable(
+    connection: Connection, table: str, *, schema: str | None = None, disabled: bool = False
+) -> None:
+    """Make sure that something can be done to a table, which a run over all tables would pass over.
+
+    :param connection: not in a transaction.
+    :param table: ``name`` or ``schema.name``.
+    :param disabled: whether its policy may be disabled.
+    :raises NotManagedError: it is not managed.
+    :raises PolicyError: it is not there, does not fit its policy, or is disabled.
+    """
+    snapshot = snapshot_of(connection, schema, [table])
+    for found in snapshot.tables if snapshot is not None else ():
+        _check(found, disabled)
+
+
+def _check(table: ManagedTable, disabled: bool = False) -> None:
+    finding = refused(table)
     if table.problem is not None:
-        raise PolicyError(field="key", problem=table.problem[1], remedy="Correct the policy or the table.")
-    if table.policy is not None and not table.policy.enabled:
+        raise PolicyError(field="key", problem=str(finding), remedy="Correct the policy or the table.")
+    if finding is not None and not disabled:
         raise PolicyError(
             field="enabled",
-            problem=f"the policy of {table} is disabled, so nothing is made",
+            problem=f"the policy of {table} is disabled, so nothing is done to it",
             remedy="Enable it first.",
         )

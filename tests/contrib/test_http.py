@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from collections.abc import Iterator
@@ -95,6 +96,8 @@ def test_a_token_that_is_not_ascii(shared: Engine) -> None:
     with mounted(shared, token="ключ-ключ-ключ-ключ") as client:
         assert client.get(f"{API}/list", token="ключ-ключ-ключ-ключ").status_code == 200
         assert client.get(f"{API}/list").status_code == 401
+    with mounted(shared, token="ключ-ключ-ключ-ключ", open_probes=False) as client:
+        assert client.get("/partitions", basic="ключ-ключ-ключ-ключ").status_code == 200
 
 
 def test_one_setting_closes_monitoring(shared: Engine) -> None:
@@ -105,6 +108,9 @@ def test_one_setting_closes_monitoring(shared: Engine) -> None:
         asked = client.get("/partitions").headers["WWW-Authenticate"]
         assert asked.startswith("Basic "), "so that a browser asks for it"
         assert client.get("/partitions", basic=TOKEN).status_code == 200
+        for name in ("jürgen", ""):
+            told = {"Authorization": b"Basic " + base64.b64encode(f"{name}:{TOKEN}".encode())}
+            assert client.get("/partitions", headers=told).status_code == 200
         assert client.get("/partitions", basic="wrong" * 5).status_code == 401
         broken = {"Authorization": "Basic nonsense!"}
         assert client.get("/partitions", headers=broken).status_code == 401
@@ -232,6 +238,9 @@ def test_an_application_of_its_own_answers_everything_in_our_words(
         assert (found.status_code, found.headers["X-Request-ID"]) == (404, "r-2")
         assert found.json() == {"error": "Not Found", "code": "not_found", "requestId": "r-2"}
         assert client.get("/healthz", headers={"X-Request-ID": "r-3"}).headers["X-Request-ID"] == "r-3"
+        for path, status in (("/openapi.json", 200), ("/healthz/", 307)):
+            found = client.get(path, headers={"X-Request-ID": "r-4"})
+            assert (found.status_code, found.headers.get_list("X-Request-ID")) == (status, ["r-4"])
         assert client.get("/docs").status_code == 404
         caplog.set_level(logging.INFO, "alembic_partitions")
         client.get("/forged%0Aline")

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import Connection, Engine
 
 from alembic_partitions import locks, maintenance
+from alembic_partitions.contrib import calls
 from alembic_partitions.contrib.http import jobs, looks, probes
 from alembic_partitions.maintenance import creating, ensuring
 from tests.apps import days_from_now
@@ -96,9 +97,27 @@ def test_months_and_windows_ahead(engine: Engine) -> None:
 def test_a_disabled_table_is_refused(engine: Engine) -> None:
     declare(engine, "odds", policy(enabled=False))
     with mounted(engine) as site:
-        found = site.post("create", {"table": "odds", "count": 1})
-        assert (found.status_code, found.json()["code"]) == (422, "policy")
-        assert "disabled" in found.json()["error"]
+        for what, more in (("create", {"count": 1}), ("maintenance", {}), ("cleanup", {})):
+            found = site.post(what, {"table": "odds", **more})
+            assert (found.status_code, found.json()["code"]) == (422, "policy")
+            assert "disabled" in found.json()["error"]
+        assert site.done("analyze", {"table": "odds"})["status"] == "done"
+
+
+@pytest.mark.parametrize("what", ["create", "maintenance", "cleanup", "analyze", "vacuum"])
+def test_a_table_that_nothing_can_be_done_to_is_refused_beforehand(engine: Engine, what: str) -> None:
+    for name in ("dropped", "other"):
+        declare(engine, name, policy())
+        run(engine, f"DROP TABLE {name}")
+    run(engine, "CREATE TABLE other (id int, at timestamptz) PARTITION BY RANGE (id)")
+    more = {"count": 1} if what == "create" else {}
+    with mounted(engine) as site:
+        for dry_run in (True, False):
+            for name, said in (("dropped", "does not exist"), ("public.other", "partitioned by column 'id'")):
+                found = site.post(what, {"table": name, "dryRun": dry_run, **more})
+                assert (found.status_code, found.json()["code"]) == (422, "policy"), found.text
+                assert said in found.json()["error"]
+    assert rows(engine, "SELECT * FROM partition_runs") == []
 
 
 def test_a_job_that_fails_says_why_without_sql(engine: Engine) -> None:
@@ -272,6 +291,65 @@ def test_a_job_that_nobody_waits_for_any_more_does_not_begin(
         assert partitions(engine) == before
 
 
+def test_one_that_hangs_before_it_began_keeps_no_other_away_for_good(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(engine, "odds", policy())
+    go, asked, real = threading.Event(), [], maintenance.plan_ahead
+
+    def hang(*args: Any, **options: Any) -> Any:
+        asked.append("plan")
+        if len(asked) == 1:
+            assert go.wait(60)
+        return real(*args, **options)
+
+    monkeypatch.setattr(maintenance, "plan_ahead", hang)
+    with mounted(engine) as site:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(jobs, "PATIENCE", 0.05)
+            assert site.post("create", CREATE).status_code == 503
+        assert site.post("create", CREATE).status_code == 409, "it may be slow"
+        with monkeypatch.context() as given_up:
+            given_up.setattr(calls, "PATIENCE", 0.0)
+            accepted = site.post("create", CREATE)
+        assert site.finished(accepted)["counts"]["created"] == 3
+        go.set()
+        assert site.done("create", CREATE)["status"] == "done"
+    made = rows(engine, "SELECT created FROM partition_runs WHERE action = 'create' ORDER BY id")
+    assert made == [(3,), (0,)]
+
+
+def test_a_job_whose_lock_is_lost_ends_before_another_one_begins(engine: Engine, gate: Gate) -> None:
+    declare(engine, "odds", policy())
+    before = len(partitions(engine))
+    with mounted(engine) as site:
+        accepted = site.post("create", CREATE)
+        assert gate.reached.wait(60)
+        run(
+            engine,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name LIKE 'alembic-partitions lock%'",
+        )
+        gate.on.set()
+        job = site.finished(accepted)
+    assert job["status"] == "failed"
+    assert "was lost" in job["error"]
+    assert len(job["progress"]) == 1
+    assert len(partitions(engine)) == before + 1
+
+
+def test_a_name_with_a_line_break_is_one_line_of_the_log(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "alembic_partitions")
+    declare(engine, "odds\nINFO forged", policy())
+    with mounted(engine) as site:
+        told = site.done("maintenance", {})["progress"]
+    assert told
+    assert all("odds\\nINFO forged" in line for line in told)
+    assert not [record for record in caplog.records if "\n" in record.getMessage()]
+
+
 # -- checks of the application -------------------------------------------------------------------------
 
 
@@ -331,6 +409,10 @@ def test_a_check_that_hangs_is_failed_and_piles_nothing_up(
             assert (told["sync"], told["async"]) == ("failed", "failed")
         assert begun.count("sync") == 1, "its thread is still there"
         assert begun.count("async") >= 2, "it was ended"
+        with monkeypatch.context() as given_up:
+            given_up.setattr(calls, "PATIENCE", 0.01)
+            assert site.get("/readyz").json()["checks"]["sync"] == "failed"
+        assert begun.count("sync") == 2, "in the end it is asked anew"
         assert site.get("/healthz").status_code == 200
         go.set()
         while site.get("/readyz").json()["checks"]["sync"] == "failed":
@@ -349,12 +431,12 @@ def test_a_database_that_does_not_answer_holds_nobody_up(
 
     monkeypatch.setattr(maintenance, "look", hang)
     monkeypatch.setattr(looks, "PATIENCE", 0.1)
-    monkeypatch.setattr(probes, "PATIENCE", 0.1)
+    monkeypatch.setattr(probes, "SCRAPE_PATIENCE", 0.1)
     with mounted(engine) as site:
         for _ in range(2):
             assert site.get(f"{API}/list").json()["code"] == "database_unavailable"
             assert site.get("/health").json()["status"] == "failing"
-            assert site.get("/metrics").status_code == 503
+            assert "alembic_partitions_up 0.0" in site.get("/metrics").text
             assert site.get("/partitions").status_code == 503
         assert asked == ["look"]
         go.set()

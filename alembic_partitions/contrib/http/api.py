@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
+from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response, Security
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from starlette.types import Scope
 
 from alembic_partitions import maintenance
 from alembic_partitions.errors import NotManagedError
-from alembic_partitions.health import WARN_DAYS
-from alembic_partitions.maintenance import View
-from alembic_partitions.standing import Row, judge
+from alembic_partitions.standing import Row
 
 from . import orders, shapes
 from .bodies import AnalyzeOrder, CleanupOrder, CreateOrder, MaintenanceOrder, TableName, VacuumOrder
@@ -33,6 +33,7 @@ from .models import (
 )
 from .security import BEARER
 from .tracing import Secrets, request_id
+from .waiting import in_thread
 
 PREFIX = "/api/v1/partitions"
 
@@ -80,7 +81,8 @@ def looking(looks: Looks, jobs: Jobs, secrets: Secrets, route: type[APIRoute]) -
     async def get_health() -> HealthAnswer:
         """Tell whether inserts are safe, table by table, and what is to be done."""
         await looks.view()  # a database that is away is an error here
-        return shapes.health(await looks.health(), request_id(), secrets.hide)
+        found = await looks.health()
+        return await in_thread(lambda: shapes.health(found, request_id(), secrets.hide))
 
     @router.get("/list", operation_id="listPartitions", responses=problems(401, 404, 422, 500, 503))
     async def get_list(
@@ -89,25 +91,27 @@ def looking(looks: Looks, jobs: Jobs, secrets: Secrets, route: type[APIRoute]) -
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
     ) -> ListAnswer:
         """List partitions with their bounds and sizes."""
-        view = await looks.view()
-        found = [part for row in _rows(view, table) for part in shapes.partitions(row)]
+        view, rows = await looks.rows()
+        found = _of(rows, table)
+        shown = await in_thread(lambda: shapes.partitions(found, offset, limit))
         return ListAnswer(
             checked_at=view.now,
-            total=len(found),
+            total=sum(len(row.view.table.partitions) for row in found),
             limit=limit,
             offset=offset,
-            partitions=found[offset : offset + limit],
+            partitions=shown,
             request_id=request_id(),
         )
 
     @router.get("/status", operation_id="getPartitionStatus", responses=problems(401, 404, 422, 500, 503))
     async def get_status(table: Annotated[TableName | None, Query()] = None) -> StatusAnswer:
         """Tell all that is known of tables: as health, and their policies and sizes."""
-        view = await looks.view()
+        view, rows = await looks.rows()
+        found = _of(rows, table)
         return StatusAnswer(
             checked_at=view.now,
             rehearsed=view.rehearsed,
-            tables=[shapes.status(row, secrets.hide) for row in _rows(view, table)],
+            tables=await in_thread(lambda: [shapes.status(row, secrets.hide) for row in found]),
             request_id=request_id(),
         )
 
@@ -132,7 +136,6 @@ def looking(looks: Looks, jobs: Jobs, secrets: Secrets, route: type[APIRoute]) -
     @router.get(
         "/jobs/{jobId}",
         operation_id="getPartitionJob",
-        name="alembic_partitions_job",
         responses=problems(401, 404, 500),
     )
     async def get_job(jobId: str) -> JobAnswer:  # noqa: N803  # as it goes over the wire
@@ -155,9 +158,9 @@ def changing(looks: Looks, jobs: Jobs, archive_to: str | None, route: type[APIRo
             told = [Script(table=table, sql=sql) for table, sql in scripts if sql]
             return DryAnswer(statements=told, request_id=request_id())
         job = await jobs.begin(order)
-        where = asked.url_for("alembic_partitions_job", jobId=job.id).path
         accepted = AcceptedAnswer(job_id=job.id, request_id=request_id())
-        return JSONResponse(accepted.model_dump(by_alias=True), 202, headers={"Location": where})
+        where = {"Location": _beside(asked.scope, f"jobs/{job.id}")}
+        return JSONResponse(accepted.model_dump(by_alias=True), 202, headers=where)
 
     @router.post("/maintenance", operation_id="maintainPartitions", **_DOING)
     async def post_maintenance(asked: Request, body: MaintenanceOrder = _EVERYTHING) -> Answer:
@@ -187,12 +190,20 @@ def changing(looks: Looks, jobs: Jobs, archive_to: str | None, route: type[APIRo
     return router
 
 
+def _beside(scope: Scope, name: str) -> str:
+    """Return the path of what lies beside the route that was asked: of this router, if there are several."""
+    path: str = scope["path"]
+    root: str = scope.get("app_root_path", scope.get("root_path", ""))
+    # A proxy in front may have taken the root away.
+    whole = path if path == root or path.startswith(f"{root}/") else root + path
+    return quote(f"{whole.rpartition('/')[0]}/{name}")
+
+
 def _router(route: type[APIRoute]) -> APIRouter:
     return APIRouter(prefix=PREFIX, tags=["partitions"], route_class=route, dependencies=[Security(BEARER)])
 
 
-def _rows(view: View, table: str | None) -> list[Row]:
-    rows = judge([("", view)], WARN_DAYS)
+def _of(rows: list[Row], table: str | None) -> list[Row]:
     if table is None:
         return rows
     found = [row for row in rows if table in (row.view.table.name, row.health.table)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Sequence
 from html import escape
+from secrets import token_hex
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -19,6 +21,7 @@ from .api import problems
 from .faults import fault_of, is_of_database
 from .looks import Looks
 from .tracing import Secrets, request_id
+from .waiting import in_thread, seen
 
 # Nothing from elsewhere, and nobody may frame it. Styles and the icon lie in the page itself.
 _HEADERS = {
@@ -40,6 +43,7 @@ def page(looks: Looks, secrets: Secrets, route: type[APIRoute], dependencies: li
     """Return the route of the page."""
     router = APIRouter(tags=["monitoring"], route_class=route, dependencies=dependencies)
     closed = [401] if dependencies else []
+    drawn: _Drawn | None = None
 
     @router.head("/partitions", include_in_schema=False)
     @router.get(
@@ -53,6 +57,7 @@ def page(looks: Looks, secrets: Secrets, route: type[APIRoute], dependencies: li
     )
     async def get_page() -> Response:
         """Show all tables to a person: what they cover along time, their sizes, past runs."""
+        nonlocal drawn
         try:
             view, runs = await looks.view(), await looks.runs()
         except Exception as error:
@@ -61,11 +66,36 @@ def page(looks: Looks, secrets: Secrets, route: type[APIRoute], dependencies: li
             fault = fault_of(error, secrets)
             text = _AWAY.format(text=escape(fault.text), number=escape(request_id()))
             return HTMLResponse(text, fault.status, headers=_HEADERS)
-        shown, past = _masked(view, runs, secrets)
-        text = render(shown, runs=past, request_id=request_id(), refresh_seconds=_REFRESH_SECONDS)
-        return HTMLResponse(text, headers=_HEADERS)
+        if drawn is None or not drawn.shows(view, runs):
+            drawn = _Drawn(view, runs, secrets)
+        return HTMLResponse(await drawn.html(), headers=_HEADERS)
 
     return router
+
+
+class _Drawn:
+    """The page of one look, which is drawn once for all who see it: with many tables that takes a while."""
+
+    def __init__(self, view: View, runs: Sequence[Run], secrets: Secrets) -> None:
+        self._view, self._runs, self._secrets = view, runs, secrets
+        self._loop = asyncio.get_running_loop()
+        self._mark = token_hex(16)  # stands for the request id, which is everybody's own
+        self._drawing = self._loop.create_task(in_thread(self._draw))
+        self._drawing.add_done_callback(seen)
+
+    def shows(self, view: View, runs: Sequence[Run]) -> bool:
+        """Tell whether it is the page of this look."""
+        here = self._loop is asyncio.get_running_loop()
+        return here and self._view is view and list(self._runs) == list(runs)
+
+    async def html(self) -> str:
+        """Return it for the request that is being answered."""
+        drawn = await asyncio.shield(self._drawing)
+        return drawn.replace(self._mark, escape(request_id()))
+
+    def _draw(self) -> str:
+        shown, past = _masked(self._view, self._runs, self._secrets)
+        return render(shown, runs=past, request_id=self._mark, refresh_seconds=_REFRESH_SECONDS)
 
 
 def _masked(view: View, runs: Sequence[Run], secrets: Secrets) -> tuple[View, list[Run]]:

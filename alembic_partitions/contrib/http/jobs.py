@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets as random
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +15,12 @@ from typing import TypeAlias
 from sqlalchemy import Connection
 
 from alembic_partitions import maintenance
-from alembic_partitions.errors import RunUnderWay
-from alembic_partitions.locks import one_job, one_run
+from alembic_partitions.contrib.calls import next_after
+from alembic_partitions.errors import RunUnderWay, UpgradeLockLost
+from alembic_partitions.locks import HeldLock, one_job, one_run
 from alembic_partitions.maintenance import Report
 from alembic_partitions.talk import explain
+from alembic_partitions.words import printable
 
 from .faults import busy
 from .looks import PATIENCE, Looks
@@ -90,7 +93,14 @@ class Job:
 
 
 class _Stopped(BaseException):
-    """The process ends. Nothing catches it on its way out of a run; between two steps nothing is open."""
+    """A job must not go on. Nothing catches it on its way out of a run; between two steps nothing is open."""
+
+
+_ENDED = "the process was stopped before the end; what is left is done by the next run"
+_LOST = (
+    "the connection that kept other runs away was lost, so this one ended between two steps;"
+    " what is left is done by the next run"
+)
 
 
 class _Door:
@@ -108,7 +118,7 @@ class _Door:
         :raises _Stopped: nobody waits any more, so it must not begin.
         """
         if not self._settle():
-            raise _Stopped
+            raise _Stopped(_ENDED)
         self._loop.call_soon_threadsafe(self.opened.set_result, None)
 
     def close(self) -> bool:
@@ -132,6 +142,8 @@ class Jobs:
         self._running: Job | None = None
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
+        # Those that nobody waits for any more, and that were never let in.
+        self._hanging: list[tuple[float, asyncio.Task[None]]] = []
 
     def get(self, number: str) -> Job | None:
         """Return a job by its id."""
@@ -151,7 +163,7 @@ class Jobs:
         """
         job, door = Job(order, request_id()), _Door()
         with self._lock:
-            if self._running is not None:
+            if self._running is not None and not self._given_up():
                 known = self.running.id if self.running else None
                 raise busy("A job is under way here; nothing was done. Wait for it to end.", known)
             self._running = job
@@ -161,6 +173,8 @@ class Jobs:
             await asyncio.wait({task, door.opened}, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
         finally:
             turned_away = door.close()
+            if turned_away and not task.done():
+                self._hanging.append((time.monotonic(), task))
         if task.done():
             task.result()  # raises what it was refused for; a job that was let in raises nothing
         if turned_away:
@@ -182,20 +196,30 @@ class Jobs:
         """Take jobs (again)."""
         self._stopping = False
 
+    def _given_up(self) -> bool:
+        """Tell whether what is under way was turned away, and hangs for so long that another may begin."""
+        self._hanging = [(at, task) for at, task in self._hanging if not task.done()]
+        if not self._hanging or self._hanging[-1][1] is not self._task:
+            return False
+        return time.monotonic() - self._hanging[-1][0] >= next_after(len(self._hanging))
+
     async def _run(self, job: Job, door: _Door) -> None:
         try:
             await self._looks.run(lambda side: self._do(side, job, door))
-        except (_Stopped, asyncio.CancelledError):
-            job.error = "the process was stopped before the end; what is left is done by the next run"
+        except _Stopped as stopped:
+            job.error = str(stopped)
+        except asyncio.CancelledError:
+            job.error = _ENDED
         except Exception as error:  # whoever looks at the job is told
             if door.close():  # not let in: told to whoever asked for it
                 raise
-            job.error = self._secrets.hide(explain(error))
+            job.error = printable(self._secrets.hide(explain(error)))
         finally:
             job.finished_at = datetime.now(timezone.utc)
             self._looks.source.forget()
             with self._lock:
-                self._running = None
+                if self._running is job:
+                    self._running = None
             if job.id in self._jobs:
                 ended = f"failed: {job.error}" if job.error else "done"
                 logger.log(30 if job.error else 20, "job %s (%s) %s", job.id, job.order.name, ended)
@@ -208,7 +232,7 @@ class Jobs:
         try:
             with one_run(side.engine, home, patience=0):
                 pass
-            with one_job(side.engine, home):
+            with one_job(side.engine, home) as lock:
                 self._remember(job)
                 try:
                     door.enter()
@@ -216,7 +240,7 @@ class Jobs:
                     del self._jobs[job.id]
                     raise
                 logger.info("job %s (%s) began", job.id, order.name)
-                job.report = order.work(side, self._teller(job))
+                job.report = order.work(side, self._teller(job, lock))
                 job.error = self._failure(job.report)
         except RunUnderWay as error:
             if job.id in self._jobs:
@@ -228,17 +252,23 @@ class Jobs:
         while len(self._jobs) > _MOST_JOBS:
             del self._jobs[next(iter(self._jobs))]
 
-    def _teller(self, job: Job) -> Tell:
+    def _teller(self, job: Job, lock: HeldLock) -> Tell:
         def tell(line: str) -> None:
-            line = self._secrets.hide(line)[:_LONGEST_LINE]
+            # Of a table's name: a line break in it would begin another line of the log.
+            line = printable(self._secrets.hide(line))[:_LONGEST_LINE]
             job.lines.append(line)
             logger.info("job %s (%s): %s", job.id, job.order.name, line)
             if self._stopping:
-                raise _Stopped
+                raise _Stopped(_ENDED)
+            try:
+                lock.check()
+            except UpgradeLockLost as error:
+                raise _Stopped(_LOST) from error
 
         return tell
 
     def _failure(self, report: Report) -> str | None:
         if report.in_recovery:
             return "this server is a standby: nothing can be made on it"
-        return self._secrets.hide("; ".join(report.failure.splitlines())) if report.failure else None
+        told = "; ".join(report.failure.splitlines()) if report.failure else None
+        return None if told is None else printable(self._secrets.hide(told))

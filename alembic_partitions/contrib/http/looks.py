@@ -11,16 +11,20 @@ from sqlalchemy.util import greenlet_spawn
 
 from alembic_partitions import maintenance
 from alembic_partitions.catalog import Run
+from alembic_partitions.contrib import calls
 from alembic_partitions.contrib.source import Source
-from alembic_partitions.health import Health
+from alembic_partitions.health import WARN_DAYS, Health
 from alembic_partitions.maintenance import View
+from alembic_partitions.standing import Row, judge
 
-from .waiting import Single, in_thread
+from .waiting import Single, in_thread, seen
 
 T = TypeVar("T")
 
 #: Seconds that somebody waits for an answer of the database.
 PATIENCE = 10.0
+#: Seconds that a scrape waits for a look: Prometheus itself gives up after ten.
+SCRAPE_PATIENCE = 8.0
 #: Seconds that a check of /readyz may take.
 CHECK_PATIENCE = 5.0
 
@@ -31,17 +35,32 @@ class Looks:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._view: Single[View] = Single(lambda: self._away(source.view))
-        self._health: Single[Health] = Single(lambda: self._away(source.health))
-        self._runs: Single[View] = Single(lambda: self._away(lambda: source.run(self._past)))
-        self._ping: Single[None] = Single(lambda: self._away(lambda: source.run(_ping)))
+        self._runs: Single[View] = Single(lambda: self._bounded(lambda: source.run(self._past)))
+        self._ping: Single[None] = Single(lambda: self._bounded(lambda: source.run(_ping)))
+        self._judged: tuple[View, asyncio.Task[list[Row]]] | None = None
 
-    async def view(self) -> View:
+    async def view(self, patience: float | None = None) -> View:
         """Return the tables as they stood a few seconds ago."""
-        return await self._view(PATIENCE)
+        return await self._view(PATIENCE if patience is None else patience)
+
+    async def rows(self) -> tuple[View, list[Row]]:
+        """Return them with what is to be said of each: judged once a look, which takes a while with many."""
+        view, loop = await self.view(), asyncio.get_running_loop()
+        if self._judged is None or self._judged[0] is not view or self._judged[1].get_loop() is not loop:
+            judging = loop.create_task(in_thread(lambda: judge([("", view)], WARN_DAYS)))
+            judging.add_done_callback(seen)
+            self._judged = view, judging
+        return view, await asyncio.shield(self._judged[1])
 
     async def health(self) -> Health:
-        """Tell whether inserts are safe; see :meth:`Source.health`."""
-        return await self._health(PATIENCE)
+        """Tell whether inserts are safe; never raises, as :meth:`Source.health`."""
+        try:
+            view, rows = await self.rows()
+        except asyncio.TimeoutError:
+            return self.source.unknown(TimeoutError("the database does not answer"))
+        except Exception as failure:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
+            return self.source.unknown(failure)
+        return self.source.judged(view, rows)
 
     async def runs(self) -> Sequence[Run]:
         """Return the last runs, the newest first, and what people were told of."""
@@ -60,6 +79,11 @@ class Looks:
 
     def _past(self, side: Connection) -> View:
         return maintenance.past_runs(side, schema=self.source.schema, alerts=True)
+
+    async def _bounded(self, work: Callable[[], T]) -> T:
+        """Do what a :class:`Single` gives up in the end: a task is ended then, a thread cannot be."""
+        awaited = self._away(work)
+        return await (asyncio.wait_for(awaited, calls.PATIENCE) if self.source.is_async else awaited)
 
     async def _away(self, work: Callable[[], T]) -> T:
         if self.source.is_async:

@@ -48,6 +48,7 @@ def tend(told: AnalyzeOrder | VacuumOrder, schema: str | None) -> Order:
     vacuum = isinstance(told, VacuumOrder)
 
     def plan(side: Connection) -> list[tuple[str, str]]:
+        maintenance.check_usable(side, told.table, schema=schema, disabled=True)
         items = maintenance.plan_tending(side, told.table, told.partition, vacuum=vacuum, schema=schema)
         return [(str(item.table), "".join(batch.sql() for _, batch in item.batches)) for item in items]
 
@@ -61,6 +62,8 @@ def _run(name: str, table: str | None, schema: str | None, orders: Orders) -> Or
     tables = None if table is None else [table]
 
     def plan(side: Connection) -> list[tuple[str, str]]:
+        if table is not None:  # who names a table is told why nothing would be done
+            maintenance.check_usable(side, table, schema=schema)
         return maintenance.plan_maintain(side, schema=schema, tables=tables, orders=orders)
 
     def work(side: Connection, tell: Tell) -> Report:

@@ -11,14 +11,15 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from alembic_partitions.contrib.metrics import PartitionCollector
-from alembic_partitions.health import Health
 
 from . import shapes
 from .api import problems
 from .jobs import Jobs
-from .looks import CHECK_PATIENCE, PATIENCE, Looks
+from .looks import CHECK_PATIENCE, PATIENCE, SCRAPE_PATIENCE, Looks
 from .models import Alive, HealthInBrief, JobRecord, Ready
 from .tracing import Secrets, logger
 from .waiting import Single, in_thread
@@ -59,18 +60,39 @@ def _called(check: Check) -> Callable[[], Awaitable[object]]:
     return call
 
 
+class _Told(Collector):
+    """What a collector tells of the last look, so that no thread waits for another one."""
+
+    def __init__(self, collector: PartitionCollector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterable[Metric]:
+        return self._collector.told()
+
+
+async def _nothing() -> bytes:
+    return b""
+
+
 def _scraper(
     looks: Looks, gauges: Mapping[str, str], more: CollectorRegistry | None
 ) -> Callable[[], Awaitable[bytes]]:
     collector = PartitionCollector(looks.source, gauges=gauges)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    registry.register(_Told(collector))
+    ours, theirs = (
+        Single(lambda: in_thread(partial(generate_latest, registry))),
+        Single(lambda: in_thread(partial(generate_latest, more)) if more is not None else _nothing()),
+    )
 
     async def scrape() -> bytes:
-        if looks.source.is_async:
-            await collector.refresh()
-        texts = [await in_thread(partial(generate_latest, each)) for each in (registry, more) if each]
-        return b"".join(texts)
+        try:
+            collector.saw(await looks.view(SCRAPE_PATIENCE))
+        except asyncio.TimeoutError:
+            collector.missed(TimeoutError("the database does not answer"))
+        except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
+            collector.missed(error)
+        return await ours(PATIENCE) + await theirs(PATIENCE)
 
     return scrape
 
@@ -90,7 +112,7 @@ def probes(
     router = APIRouter(tags=["monitoring"], route_class=route, dependencies=dependencies)
     closed = [401] if dependencies else []
     ready = Checks(looks, checks)
-    scrape = Single(_scraper(looks, gauges, registry))
+    scrape = _scraper(looks, gauges, registry)
     listed = Single(lambda: in_thread(lambda: list(records() if records is not None else ())))
 
     async def get_healthz() -> Alive:
@@ -106,10 +128,7 @@ def probes(
 
     async def get_health(response: Response) -> HealthInBrief:
         """Tell whether inserts are safe."""
-        try:
-            found = await looks.health()
-        except asyncio.TimeoutError:
-            found = Health(ok=False, error="the database does not answer")
+        found = await looks.health()
         response.status_code = 200 if found.ok else 503
         return shapes.in_brief(found, gauges)
 
@@ -128,7 +147,7 @@ def probes(
     )
     async def get_metrics() -> Response:
         """Tell how all tables stand, for Prometheus; where the database is away, ``..._up`` is 0."""
-        return Response(await scrape(PATIENCE), media_type=CONTENT_TYPE_LATEST)
+        return Response(await scrape(), media_type=CONTENT_TYPE_LATEST)
 
     async def get_jobs() -> list[JobRecord]:
         """List the last run of each job, and what is under way."""

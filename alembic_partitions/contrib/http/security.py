@@ -16,9 +16,17 @@ from .faults import Fault
 #: A shorter one can be guessed.
 SHORTEST_TOKEN = 16
 
+
+class _Told(HTTPBasic):
+    """Said in OpenAPI alone: FastAPI reads ASCII, and refuses the names and tokens of all others."""
+
+    async def __call__(self, request: Request) -> None:  # type: ignore[override]
+        return None
+
+
 #: What OpenAPI says of the token; it is checked in :class:`Guard`, before a body is read.
 BEARER = HTTPBearer(auto_error=False, scheme_name="bearerToken", description="The token of this service.")
-BASIC = HTTPBasic(
+BASIC = _Told(
     auto_error=False, scheme_name="tokenAsPassword", description="For a browser: the token as the password."
 )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date
+from itertools import islice
 from typing import Any, cast
 
 from alembic_partitions.catalog import Run
+from alembic_partitions.contrib.metrics import soonest
 from alembic_partitions.health import Health, Level, TableHealth
+from alembic_partitions.plan import Partition
 from alembic_partitions.standing import Row, partition_state
 
 from .models import (
@@ -49,10 +52,7 @@ def health(found: Health, request_id: str, hide: Hide) -> HealthAnswer:
 
 def in_brief(found: Health, gauges: Mapping[str, str]) -> HealthInBrief:
     """Return what everybody may see: no error, for it may tell of hosts and roles."""
-    days = {
-        name: _days(table) for table in found.tables for name in (table.table.partition(".")[2], table.table)
-    }
-    own = {name: days.get(table) for table, name in gauges.items()}
+    own = {name: _rounded(soonest(table, found.tables)) for table, name in gauges.items()}
     return HealthInBrief(
         **{
             **own,
@@ -79,21 +79,25 @@ def status(row: Row, hide: Hide) -> TableStatus:
     )
 
 
-def partitions(row: Row) -> Iterable[PartitionShown]:
-    """Return the partitions of a table, the oldest first."""
-    for part in row.ordered:
-        figures = (row.view.figures or {}).get(part.oid)
-        yield PartitionShown(
-            table=row.health.table,
-            schema_=part.schema,
-            name=part.name,
-            from_=_iso(part.lower),
-            to=_iso(part.upper),
-            bytes=figures.bytes if figures else None,
-            estimated_rows=figures.rows if figures else None,
-            analyzed=figures.analyzed if figures else None,
-            state=partition_state(part, row.runway, marks=row.view.figures is not None),
-        )
+def partitions(rows: Iterable[Row], offset: int, limit: int) -> list[PartitionShown]:
+    """Return some of the partitions of tables, the oldest of each first."""
+    every = ((row, part) for row in rows for part in row.ordered)
+    return [_partition(row, part) for row, part in islice(every, offset, offset + limit)]
+
+
+def _partition(row: Row, part: Partition) -> PartitionShown:
+    figures = (row.view.figures or {}).get(part.oid)
+    return PartitionShown(
+        table=row.health.table,
+        schema_=part.schema,
+        name=part.name,
+        from_=_iso(part.lower),
+        to=_iso(part.upper),
+        bytes=figures.bytes if figures else None,
+        estimated_rows=figures.rows if figures else None,
+        analyzed=figures.analyzed if figures else None,
+        state=partition_state(part, row.runway, marks=row.view.figures is not None),
+    )
 
 
 def run(past: Run, hide: Hide) -> RunShown:
@@ -147,8 +151,11 @@ def _level(level: Level) -> LevelName:
 
 
 def _days(judged: TableHealth) -> float | None:
-    unknown = judged.runway is None or math.isinf(judged.runway)
-    return None if unknown or judged.runway is None else round(judged.runway, 3)
+    return _rounded(judged.runway)
+
+
+def _rounded(days: float | None) -> float | None:
+    return None if days is None or math.isinf(days) else round(days, 3)
 
 
 def _hidden(text: str | None, hide: Hide) -> str | None:

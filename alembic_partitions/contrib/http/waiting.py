@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
+
+from alembic_partitions.contrib.calls import next_after
 
 T = TypeVar("T")
 
@@ -37,11 +40,14 @@ async def in_thread(work: Callable[[], T]) -> T:
 
 
 class Single(Generic[T]):
-    """A call that is made once at a time: who asks meanwhile waits for the same answer."""
+    """A call that is made once at a time: who asks meanwhile waits for the same answer.
+
+    One that does not end is given up in the end, and another one begins.
+    """
 
     def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
         self._call = call
-        self._task: asyncio.Task[T] | None = None
+        self._going: list[tuple[float, asyncio.Task[T]]] = []
 
     async def __call__(self, patience: float) -> T:
         """Return the answer.
@@ -49,10 +55,13 @@ class Single(Generic[T]):
         :param patience: seconds to wait; the call goes on after that, and whoever asks next waits for it.
         :raises asyncio.TimeoutError: there is none by then.
         """
-        loop, task = asyncio.get_running_loop(), self._task
-        if task is None or task.done() or task.get_loop() is not loop:
-            task = self._task = loop.create_task(self._awaited())
-            task.add_done_callback(seen)
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        self._going = [(at, t) for at, t in self._going if not t.done() and t.get_loop() is loop]
+        if not self._going or now - self._going[-1][0] >= next_after(len(self._going)):
+            begun = loop.create_task(self._awaited())
+            begun.add_done_callback(seen)
+            self._going.append((now, begun))
+        _, task = self._going[-1]
         return await asyncio.wait_for(asyncio.shield(task), patience)
 
     async def _awaited(self) -> T:

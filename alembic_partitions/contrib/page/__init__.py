@@ -54,7 +54,7 @@ def render(
     """
     now, found = view.now, view.runs if runs is None else runs
     rows = judge([("", view)], warn_days)
-    health = health_of_view(view, warn_days=warn_days)
+    health = health_of_view(view, rows=rows)
     return _template().render(
         css=Markup(_CSS),  # our own file
         badge=telling.overall(health),
