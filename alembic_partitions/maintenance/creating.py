@@ -11,11 +11,11 @@ from sqlalchemy import Connection
 from alembic_partitions import catalog
 from alembic_partitions.errors import NotManagedError, PolicyError
 from alembic_partitions.periods import Period, Window
-from alembic_partitions.plan import ManagedTable, Plan, plan_windows
+from alembic_partitions.plan import Finding, ManagedTable, Plan, plan_windows
 from alembic_partitions.sessions import own_transactions
 
 from .ensuring import Work, make_step, result_of, snapshot_of, with_free_names
-from .history import record
+from .history import record, written_down_if_stopped
 from .reports import Report, TablePlan
 from .settings import clock
 
@@ -88,12 +88,17 @@ def make_ahead(
         if snapshot.in_recovery:
             return Report(in_recovery=True)
         works = [Work(item.plan) for item in plans]
-        for work in works:
-            for step in work.plan.steps:
-                make_step(connection, step, work, snapshot.user, None, None)
-                if progress is not None and step.name in work.created:
-                    progress(f"{step.table}: made {step.name}")
-        report = Report(tuple(map(result_of, works)))
+
+        def so_far() -> Report:
+            return Report(tuple(map(result_of, works)))
+
+        with written_down_if_stopped(connection, snapshot, "create", so_far):
+            for work in works:
+                for step in work.plan.steps:
+                    made = make_step(connection, step, work, snapshot.user, None, None)
+                    if made and progress is not None:
+                        progress(f"{step.table}: made {step.name}")
+        report = so_far()
         record(connection, snapshot, "create", report)
         return report
 
@@ -121,7 +126,9 @@ def _planned(
 
 def _check(table: ManagedTable) -> None:
     if table.problem is not None:
-        raise PolicyError(field="key", problem=table.problem[1], remedy="Correct the policy or the table.")
+        raise PolicyError(
+            field="key", problem=str(Finding(*table.problem)), remedy="Correct the policy or the table."
+        )
     if table.policy is not None and not table.policy.enabled:
         raise PolicyError(
             field="enabled",
