@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -344,7 +344,7 @@ def test_metrics_of_the_application_are_shown_too(shared: Engine) -> None:
 
 def test_jobs_of_the_application_are_listed_too(shared: Engine) -> None:
     def own() -> list[JobRecord]:
-        at = datetime(2026, 4, 5, tzinfo=timezone.utc)
+        at = datetime(2026, 4, 5, tzinfo=timezone(timedelta(hours=-3, minutes=-30)))
         error = f"cannot log in as {TOKEN} at postgresql://me:hunter2@there/\nSELECT secret" + "x" * 300
         return [
             JobRecord(job_name="odds", last_run_at=at, duration_ms=5, status="failed", error_snippet=error)
@@ -353,6 +353,7 @@ def test_jobs_of_the_application_are_listed_too(shared: Engine) -> None:
     with mounted(shared, jobs=own) as client:
         (job,) = client.get("/ops/jobs").json()
         assert job["error_snippet"] == "cannot log in as *** at postgresql://me:***@there/"
+        assert job["last_run_at"] == "2026-04-05T03:30:00Z"
 
     def broken() -> list[JobRecord]:
         raise RuntimeError
