@@ -46,8 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
-        "versions: depends on Alembic and SQLAlchemy more than on PostgreSQL; tox runs it with the oldest and the"
-        " newest",
+        "versions: depends on Alembic and SQLAlchemy more than on PostgreSQL; tox runs it with the oldest and"
+        " the newest",
     )
     config.addinivalue_line(
         "markers",
