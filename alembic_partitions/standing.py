@@ -36,7 +36,7 @@ class Row:
 
 def judge(found: Found, warn_days: float) -> list[Row]:
     """Judge every table that was looked at, each once."""
-    rows: dict[tuple[str, str], Row] = {}
+    rows: dict[tuple[str, str, str], Row] = {}  # by schema and name: "a"."b.c" is not "a.b"."c"
     for database, view in found:
         for item in view.tables:
             assert view.now is not None
@@ -49,7 +49,8 @@ def judge(found: Found, warn_days: float) -> list[Row]:
                 gathered=item.gathered,
             )
             runway = runway_of(item.table, view.now)
-            rows.setdefault((database, judged.table), Row(database, item, judged, runway))
+            table = item.table
+            rows.setdefault((database, table.schema, table.name), Row(database, item, judged, runway))
     return list(rows.values())
 
 

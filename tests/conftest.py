@@ -46,6 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.addinivalue_line(
         "markers",
+        "versions: depends on Alembic and SQLAlchemy more than on PostgreSQL; tox runs it with the oldest and"
+        " the newest",
+    )
+    config.addinivalue_line(
+        "markers",
         "ends: differs between releases at their ends, if at all; tox runs it not on those in the middle",
     )
     config.addinivalue_line("markers", 'pg(">= 17"): needs a PostgreSQL server of that major version')

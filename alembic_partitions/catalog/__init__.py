@@ -118,6 +118,7 @@ from .splitting import (
 from .tending import (
     analyzed,
     cancel_upkeep,
+    was_analyzed,
 )
 from .values import (
     key_type_of,
@@ -213,6 +214,7 @@ __all__ = [
     "turn_to_alert",
     "utc_settings",
     "waiting_entries",
+    "was_analyzed",
     "with_partitions",
     "with_splits",
 ]

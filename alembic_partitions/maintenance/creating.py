@@ -15,7 +15,7 @@ from alembic_partitions.plan import ManagedTable, Plan, plan_windows, refused
 from alembic_partitions.sessions import own_transactions
 
 from .ensuring import Work, make_step, result_of, snapshot_of, with_free_names
-from .history import record
+from .history import record, written_down_if_stopped
 from .reports import Report, TablePlan
 from .settings import clock
 
@@ -88,12 +88,17 @@ def make_ahead(
         if snapshot.in_recovery:
             return Report(in_recovery=True)
         works = [Work(item.plan) for item in plans]
-        for work in works:
-            for step in work.plan.steps:
-                make_step(connection, step, work, snapshot.user, None, None)
-                if progress is not None and step.name in work.created:
-                    progress(f"{step.table}: made {step.name}")
-        report = Report(tuple(map(result_of, works)))
+
+        def so_far() -> Report:
+            return Report(tuple(map(result_of, works)))
+
+        with written_down_if_stopped(connection, snapshot, "create", so_far):
+            for work in works:
+                for step in work.plan.steps:
+                    made = make_step(connection, step, work, snapshot.user, None, None)
+                    if made and progress is not None:
+                        progress(f"{step.table}: made {step.name}")
+        report = so_far()
         record(connection, snapshot, "create", report)
         return report
 

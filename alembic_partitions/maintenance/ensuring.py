@@ -25,7 +25,7 @@ from alembic_partitions.plan import (
     plan_horizon,
 )
 
-from .history import record
+from .history import record, written_down_if_stopped
 from .reports import Report, TablePlan, TableResult
 from .settings import clock, config_schema
 
@@ -100,6 +100,7 @@ def ensure(
     known_failure: str | None = None,
     retention: str | None = None,
     write_down: WriteDown = "news",
+    progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
 
@@ -110,6 +111,7 @@ def ensure(
     :param known_failure: :attr:`Report.failure` of an earlier run, which is not written down once more.
     :param retention: in place of the policies' own: how far ``lookback`` reaches.
     :param write_down: whether partition_runs gets a row; ``news`` is what made something or failed.
+    :param progress: told what has just been made, in words.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     with connection.begin():
@@ -124,6 +126,26 @@ def ensure(
         now = clock(snapshot.now)
         managed = with_retention(snapshot.tables, retention)
         works = [Work(plan) for plan in _plans(connection, managed, now)]
+
+    def so_far() -> Report:
+        return Report(tuple(result_of(work) for work in works))
+
+    with written_down_if_stopped(connection, snapshot, "ensure", so_far):
+        _make_all(connection, works, snapshot.user, give_up_at, progress or (lambda line: None))
+    report = so_far()
+    news = report.created or report.failure != (known_failure if report.failure else None)
+    if write_down == "always" or (write_down == "news" and news):
+        record(connection, snapshot, "ensure", report)
+    return report
+
+
+def _make_all(
+    connection: Connection,
+    works: Sequence[Work],
+    user: str,
+    give_up_at: float | None,
+    tell: Callable[[str], None],
+) -> None:
     # Every table's current and next window before any table's far horizon: time may run out.
     for near in (True, False):
         todo = [(w, [s for s in w.plan.steps if (s.distance <= 1) is near]) for w in works if not w.error]
@@ -131,12 +153,8 @@ def ensure(
         for number, (work, steps) in enumerate(todo):
             patience = _share(give_up_at, len(todo) - number)
             for step in steps:
-                make_step(connection, step, work, snapshot.user, give_up_at, patience)
-    report = Report(tuple(result_of(work) for work in works))
-    news = report.created or report.failure != (known_failure if report.failure else None)
-    if write_down == "always" or (write_down == "news" and news):
-        record(connection, snapshot, "ensure", report)
-    return report
+                if make_step(connection, step, work, user, give_up_at, patience):
+                    tell(f"{work.plan.table}: made {step.name}")
 
 
 def with_free_names(connection: Connection, make: Callable[[Container[str]], Plan]) -> Plan:
@@ -223,18 +241,20 @@ def make_step(
     user: str,
     give_up_at: float | None,
     patience: float | None,
-) -> None:
-    """Make one partition, unless its table has failed already or time is up."""
+) -> bool:
+    """Make one partition, unless its table has failed already or time is up; return whether that was done."""
     if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
         work.missing.append(step)
-        return
+        return False
     try:
         if executor.create_partition(connection, step, user=user, give_up_at=patience):
             work.created.append(step.name)
+            return True
     except (PartitionError, DBAPIError) as error:
         work.missing.append(step)
         work.error = str(error) if isinstance(error, PartitionError) else reason(error)
         logger.warning("partitions of %s: %s", step.table, work.error)
+    return False
 
 
 def result_of(work: Work) -> TableResult:

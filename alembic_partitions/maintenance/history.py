@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,6 +30,8 @@ HISTORY_RETENTION = "1 year"
 HISTORY_VARIABLE = "ALEMBIC_PARTITIONS_HISTORY"
 
 
+#: What a run failed over that somebody has stopped.
+STOPPED = "stopped before its end; the next run does what is left"
 #: In what a run did to a table: it was told to see to this one alone, so it was no run over all there is.
 ALONE = "alone"
 
@@ -56,6 +62,25 @@ def record(
             )
     except DBAPIError as error:
         logger.warning("the run could not be written to partition_runs: %s", reason(error))
+
+
+@contextmanager
+def written_down_if_stopped(
+    connection: Connection,
+    snapshot: catalog.Snapshot,
+    action: str,
+    report: Callable[[], Report],
+    *,
+    alone: bool = False,
+) -> Iterator[None]:
+    """Write down what a run has done when somebody stops it: Ctrl-C, or the end of its process."""
+    try:
+        yield
+    except (Exception, asyncio.CancelledError):  # after the latter nothing can be awaited
+        raise
+    except BaseException:
+        record(connection, snapshot, action, dataclasses.replace(report(), error=STOPPED), alone=alone)
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from alembic_partitions.plan import (
 from alembic_partitions.sessions import own_transactions
 
 from .ensuring import ensure, plan, snapshot_of, with_retention
-from .history import history_retention, prune, record
+from .history import history_retention, prune, record, written_down_if_stopped
 from .reports import Report, TablePlan, TableResult
 from .retaining import Moment, Planned, archive_folder, moment, plan_tables
 from .settings import clock
@@ -125,14 +125,23 @@ def _maintain(
     ensured = Report(tuple(TableResult(str(table)) for table in managed))
     if orders.horizon:
         ensured = ensure(
-            connection, schema=schema, tables=tables, retention=orders.retention, write_down="never"
+            connection,
+            schema=schema,
+            tables=tables,
+            retention=orders.retention,
+            write_down="never",
+            progress=tell,
         )
-    for result in ensured.results:
-        for name in result.created:
-            tell(f"{result.table}: made {name}")
     works = {str(table): _Work(table) for table in managed}
+
+    def so_far() -> Report:
+        return Report(tuple(_joined(result, works.get(result.table)) for result in ensured.results))
+
     try:
-        with one_run(connection.engine, snapshot.config_schema):
+        with (
+            one_run(connection.engine, snapshot.config_schema),
+            written_down_if_stopped(connection, snapshot, action, so_far, alone=alone),
+        ):
             _retain(connection, list(works.values()), when, orders, tell)
             changed = {result.table for result in ensured.results if result.created}
             changed |= {name for name, work in works.items() if work.done}
@@ -144,7 +153,7 @@ def _maintain(
     except RunUnderWay as error:
         record(connection, snapshot, action, dataclasses.replace(ensured, error=str(error)), alone=alone)
         raise
-    report = Report(tuple(_joined(result, works.get(result.table)) for result in ensured.results))
+    report = so_far()
     record(connection, snapshot, action, report, alone=alone)
     if when.doubt is None:  # the history is what a clock is held against
         prune(connection, snapshot, kept)
@@ -294,6 +303,14 @@ def _as_ordered(
             problem=f"given for {len(managed)} tables at once, whatever their policies say",
             remedy="Name the tables that are meant: --table, or tables=.",
         )
+    for name in wanted or () if orders.retention is not None else ():
+        meant = [str(table) for table in managed if name in (table.name, str(table))]
+        if len(meant) > 1:
+            raise PolicyError(
+                field="retention",
+                problem=f"given for {name}, which is the name of {' and '.join(meant)}",
+                remedy="Say schema.name.",
+            )
     return with_retention(managed, orders.retention)
 
 

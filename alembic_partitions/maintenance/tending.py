@@ -100,15 +100,31 @@ def tend_all(
     for item in upkeep:
         result = Tended()
         results.append((str(item.table), result))
+        oids = {part.name: part.oid for part in item.table.partitions} | {
+            item.table.name: item.table.oid or 0
+        }
+        with connection.begin():
+            before = catalog.analyzed(connection, [oids[name] for name, _ in item.batches])
         for name, batch in item.batches:
-            try:
-                executor.tend(connection, batch)
-            except DBAPIError as error:
-                result.given_up.append(f"statistics of {name} were left for the next run: {reason(error)}")
+            why = _tend(connection, batch, oids[name], before.get(oids[name]))
+            if why is not None:
+                result.given_up.append(f"statistics of {name} were left for the next run: {why}")
             else:
                 result.tended.append(name)
                 tell(f"{item.table}: analyzed {name}")
     return results
+
+
+def _tend(connection: Connection, batch: executor.Batch, oid: int, before: datetime | None) -> str | None:
+    """Analyze or vacuum one table; return why that was not done."""
+    try:
+        executor.tend(connection, batch)
+        with connection.begin():
+            if catalog.was_analyzed(connection, oid, before):
+                return None
+    except DBAPIError as error:
+        return reason(error)
+    return "PostgreSQL has skipped it: this role may not, or somebody holds it"
 
 
 def plan_tending(

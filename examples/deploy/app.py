@@ -29,6 +29,8 @@ SHORTEST_TOKEN = 16
 BEARER = HTTPBearer(auto_error=False)
 
 Selection = Annotated[int, Path(ge=1, le=2**63 - 1)]
+#: No control characters: PostgreSQL takes no NUL, and logs and pages none of the others.
+Text = Annotated[str, Field(pattern=r"^\P{Cc}*$")]
 
 
 class Price(BaseModel):
@@ -37,7 +39,7 @@ class Price(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     selectionId: int = Field(ge=1, le=2**63 - 1)  # noqa: N815  # as it is sent
-    bookmaker: str = Field(min_length=1, max_length=40)
+    bookmaker: Text = Field(min_length=1, max_length=40)
     price: Decimal = Field(gt=1, max_digits=8, decimal_places=2)
     observedAt: AwareDatetime | None = None  # noqa: N815
 

@@ -19,11 +19,31 @@ for name in DATABASE_URL REDIS_URL ALEMBIC_PARTITIONS_TOKEN ODDS_TOKEN ALERT_URL
     unset "${name}_FILE"
 done
 
+# attend COMMAND ...: run it to its end with the signals that come for this shell, which would keep them to itself
+# and leave the command behind. A signal ends `wait`, not the command, so that is waited for again. What succeeds
+# in spite of a signal is not gone on from.
+attend() {
+    child='' stopped=''
+    trap 'stopped=143; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null || :' TERM INT
+    "$@" &
+    child=$!
+    [ -z "$stopped" ] || kill -TERM "$child"
+    code=0
+    wait "$child" || code=$?
+    while [ "$code" -gt 128 ] && kill -0 "$child" 2>/dev/null; do
+        code=0
+        wait "$child" || code=$?
+    done
+    trap - TERM INT
+    [ "$code" -ne 0 ] || code=${stopped:-0}
+    [ "$code" -eq 0 ] || exit "$code"
+}
+
 case "${1:-web}" in
 web)
     [ $# -eq 0 ] || shift
     # However many replicas start at once, one migrates and the others wait. What fails here ends the container.
-    "$here/migrate.sh"
+    attend "$here/migrate.sh"
     # exec: signals reach Gunicorn, not this shell.
     exec gunicorn --config "$here/gunicorn_conf.py" "$@" 'deploy.app:create()'
     ;;

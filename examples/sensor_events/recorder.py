@@ -52,10 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = options.parse_args(arguments)
 
     engine = create_engine(database_url())
-    metrics = Metrics(engine)
+    metrics = Metrics(engine, wanted.metrics)
     recorded = refused = 0
-    if wanted.metrics:  # 0 errors, before there is one: Prometheus counts from there
-        metrics.write(wanted.metrics)
+    if wanted.metrics:  # before there is an error, so that Prometheus may count from there
+        metrics.write()
     for batch in batches(sys.stdin):
         try:
             recorded += record(engine, batch)
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
             reason = f"{type(error.orig).__module__}.{type(error.orig).__name__}: {error.orig}"
             print(reason.rstrip(), file=sys.stderr)
         if wanted.metrics:
-            metrics.write(wanted.metrics)
+            metrics.write()
     print(f"{recorded} events recorded, {refused} refused", file=sys.stderr)
-    metrics.write(wanted.metrics)
+    metrics.write()
     engine.dispose()
     return 1 if refused else 0
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -36,9 +37,17 @@ def create_app() -> FastAPI:
     app.include_router(ingest.routes)
     # /api/v1/partitions with the token; without it /healthz, /readyz, /health, /metrics, /partitions.
     app.include_router(router(keeper, token=settings.token()))
+    app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(KeyOutsideLimits, _refuse)
     app.add_exception_handler(PartitionPending, _ask_again)
     return app
+
+
+def _explain(request: Request, error: Exception) -> JSONResponse:
+    """Answer to what makes no sense, without saying it again: half a surrogate pair cannot be said."""
+    assert isinstance(error, RequestValidationError)
+    told = (f"{'.'.join(map(str, problem['loc'][1:]))}: {problem['msg']}" for problem in error.errors())
+    return JSONResponse({"error": "; ".join(told)}, status_code=422)
 
 
 def _refuse(request: Request, error: Exception) -> JSONResponse:

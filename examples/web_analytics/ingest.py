@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -14,11 +16,29 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from .models import Event, GoalCompletion
 
 MOST = 1000
+#: What numeric(12, 2) holds.
+LARGEST = 9_999_999_999.99
 
 routes = APIRouter(tags=["events"])
 
 
-Property = Annotated[str, Field(pattern=r"^\w+:")]
+#: No control characters: PostgreSQL takes no NUL, and logs and pages none of the others.
+Text = Annotated[str, Field(pattern=r"^\P{Cc}*$")]
+Property = Annotated[str, Field(pattern=r"^\w+:\P{Cc}*$")]
+
+
+def _storable(properties: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON may say, or Python reads as JSON, and jsonb does not take.
+
+    :raises ValueError: there is a NUL, half a surrogate pair, NaN or an infinity in it.
+    """
+    written = json.dumps(properties, ensure_ascii=False, allow_nan=False).encode()
+    if re.search(rb"(?<!\\)(\\\\)*\\u0000", written):  # a backslash before it would be one itself
+        raise ValueError("\\u0000 cannot be stored")
+    return properties
+
+
+Properties = Annotated[dict[str, Any], AfterValidator(_storable)]
 
 
 class Incoming(BaseModel):
@@ -27,13 +47,13 @@ class Incoming(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, extra="forbid")
 
     occurred_at: AwareDatetime
-    site_id: str = Field(max_length=100)
-    visitor_id: str = Field(max_length=100)
-    event_type: str = Field(max_length=100)
-    path: str | None = Field(default=None, max_length=2000)
-    properties: dict[str, Any] = {}
-    goal: str | None = Field(default=None, max_length=100)
-    value: float | None = None
+    site_id: Text = Field(max_length=100)
+    visitor_id: Text = Field(max_length=100)
+    event_type: Text = Field(max_length=100)
+    path: Text | None = Field(default=None, max_length=2000)
+    properties: Properties = {}
+    goal: Text | None = Field(default=None, max_length=100)
+    value: float | None = Field(default=None, ge=-LARGEST, le=LARGEST)
 
 
 class Recorded(BaseModel):
@@ -69,7 +89,7 @@ async def record(
 @routes.get("/events/count")
 async def count(
     engine: Engine,
-    site: Annotated[str | None, Query()] = None,
+    site: Annotated[Text | None, Query()] = None,
     since: Annotated[AwareDatetime | None, Query()] = None,
     until: Annotated[AwareDatetime | None, Query()] = None,
     having: Annotated[list[Property], Query()] = [],  # noqa: B006  # FastAPI makes a new one

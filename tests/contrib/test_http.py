@@ -6,7 +6,7 @@ import base64
 import json
 import logging
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from alembic_partitions.contrib.http import JobRecord, create_app, router
 from alembic_partitions.errors import SettingError
 from tests.contrib.web import API, TOKEN, Web, engine_for, mounted, web
 from tests.databases import Database
-from tests.tables import declare, partitions, policy, rows
+from tests.tables import declare, partitions, policy, rows, run
 
 OPEN = ("/healthz", "/readyz", "/health", "/metrics", "/ops/jobs", "/partitions")
 LOOKS = ("health", "list", "status", "history")
@@ -353,7 +353,7 @@ def test_metrics_of_the_application_are_shown_too(shared: Engine) -> None:
 
 def test_jobs_of_the_application_are_listed_too(shared: Engine) -> None:
     def own() -> list[JobRecord]:
-        at = datetime(2026, 4, 5, tzinfo=timezone.utc)
+        at = datetime(2026, 4, 5, tzinfo=timezone(timedelta(hours=-3, minutes=-30)))
         error = f"cannot log in as {TOKEN} at postgresql://me:hunter2@there/\nSELECT secret" + "x" * 300
         return [
             JobRecord(job_name="odds", last_run_at=at, duration_ms=5, status="failed", error_snippet=error)
@@ -362,6 +362,7 @@ def test_jobs_of_the_application_are_listed_too(shared: Engine) -> None:
     with mounted(shared, jobs=own) as client:
         (job,) = client.get("/ops/jobs").json()
         assert job["error_snippet"] == "cannot log in as *** at postgresql://me:***@there/"
+        assert job["last_run_at"] == "2026-04-05T03:30:00Z"
 
     def broken() -> list[JobRecord]:
         raise RuntimeError
@@ -450,6 +451,20 @@ def test_one_retention_for_many_tables_is_refused(engine: Engine) -> None:
         found = client.post("maintenance", {"retentionDays": 30})
     assert (found.status_code, found.json()["code"]) == (422, "policy")
     assert "2 tables at once" in found.json()["error"]
+
+
+def test_a_name_of_two_tables_with_one_order_for_both_is_422(engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA other")
+    declare(engine, "odds", policy())
+    declare(engine, "odds", policy(), schema="other")
+    with mounted(engine) as client:
+        for what in ("maintenance", "cleanup"):
+            for dry_run in (True, False):
+                order = {"table": "odds", "retentionDays": 30, "dryRun": dry_run}
+                found = client.post(what, order)
+                assert (found.status_code, found.json()["code"]) == (422, "policy")
+                assert "Say schema.name" in found.json()["error"]
+            assert client.post(what, {"table": "other.odds", "retentionDays": 30}).status_code == 200
 
 
 # -- a database that is away ---------------------------------------------------------------------------

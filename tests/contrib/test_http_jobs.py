@@ -95,7 +95,8 @@ def test_months_and_windows_ahead(engine: Engine) -> None:
 
 
 def test_a_disabled_table_is_refused(engine: Engine) -> None:
-    declare(engine, "odds", policy(enabled=False))
+    declare(engine, "odds", policy())
+    run(engine, "UPDATE partition_config SET enabled = false")
     with mounted(engine) as site:
         for what, more in (("create", {"count": 1}), ("maintenance", {}), ("cleanup", {})):
             found = site.post(what, {"table": "odds", **more})
@@ -156,16 +157,18 @@ class Gate:
         self.on = threading.Event()
         self._real = ensuring.make_step
 
-    def __call__(self, *args: Any) -> None:
-        self._real(*args)
+    def __call__(self, *args: Any) -> bool:
+        made = self._real(*args)
         self.reached.set()
         assert self.on.wait(60)
+        return made
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate()
     monkeypatch.setattr(creating, "make_step", made)
+    monkeypatch.setattr(ensuring, "make_step", made)
     yield made
     made.on.set()
 
@@ -228,7 +231,7 @@ def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
 ) -> None:
     real, made = ensuring.make_step, []
 
-    def make_step(side: Connection, step: Any, *args: Any) -> None:
+    def make_step(side: Connection, step: Any, *args: Any) -> bool:
         made.append(step.name)
         if len(made) == 2:
             run(
@@ -236,7 +239,7 @@ def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()",
             )
-        real(side, step, *args)
+        return real(side, step, *args)
 
     monkeypatch.setattr(creating, "make_step", make_step)
     before = partitions(engine)
@@ -319,11 +322,13 @@ def test_one_that_hangs_before_it_began_keeps_no_other_away_for_good(
     assert made == [(3,), (0,)]
 
 
-def test_a_job_whose_lock_is_lost_ends_before_another_one_begins(engine: Engine, gate: Gate) -> None:
+@pytest.mark.parametrize("what", ["create", "maintenance"])
+def test_a_job_whose_lock_is_lost_ends_before_its_next_step(engine: Engine, gate: Gate, what: str) -> None:
     declare(engine, "odds", policy())
+    run(engine, "UPDATE partition_config SET premake = 9")
     before = len(partitions(engine))
     with mounted(engine) as site:
-        accepted = site.post("create", CREATE)
+        accepted = site.post(what, CREATE if what == "create" else {"dryRun": False})
         assert gate.reached.wait(60)
         run(
             engine,
@@ -336,6 +341,7 @@ def test_a_job_whose_lock_is_lost_ends_before_another_one_begins(engine: Engine,
     assert "was lost" in job["error"]
     assert len(job["progress"]) == 1
     assert len(partitions(engine)) == before + 1
+    assert [bool(error) for (error,) in rows(engine, "SELECT error FROM partition_runs")] == [True]
 
 
 def test_a_name_with_a_line_break_is_one_line_of_the_log(

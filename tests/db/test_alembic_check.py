@@ -27,6 +27,8 @@ from tests.db.test_operations import half_detach
 from tests.projects import Project
 from tests.tables import NOW, partitions, run, scalar
 
+pytestmark = pytest.mark.versions
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "nz_racing"
 
 

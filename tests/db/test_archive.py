@@ -24,6 +24,8 @@ from tests.databases import Database, Roles
 from tests.db.test_retention import KEPT, PAST, detached, history, keeping, mark, result
 from tests.tables import NOW, columns, declare, operations, partitions, rows, run, scalar
 
+pytestmark = pytest.mark.ends
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:

@@ -22,6 +22,8 @@ import alembic_partitions
 from alembic_partitions import PartitionPolicy, nz_racing_day
 from tests.tables import NOW, Dump, catalog, partitions, run, without
 
+pytestmark = pytest.mark.versions
+
 OURS = ("partition_config", "partition_runs")
 
 Items = list[Any]

@@ -17,6 +17,8 @@ from tests.databases import Database
 from tests.db.test_autogenerate import bring_about, comparable, day, diffs, key, models
 from tests.tables import NOW, catalog, partitions, rows, run, scalar
 
+pytestmark = pytest.mark.versions
+
 FOUR_DAYS = ["odds_2026_04_04", "odds_2026_04_05", "odds_2026_04_06", "odds_2026_04_07"]
 
 

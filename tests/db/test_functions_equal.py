@@ -25,6 +25,8 @@ from tests.db.test_periods_oracle import KNOWN_UNTIL, known_zones
 from tests.tables import columns, declare, operations, policy, run
 from tests.zones import HOUR, ZONES, grid, transitions, utc
 
+pytestmark = pytest.mark.ends
+
 # Each with nights on which its clocks change; the server's files may not know what is decided lately.
 NIGHTS = {
     "Pacific/Auckland": [

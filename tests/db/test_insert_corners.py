@@ -22,6 +22,8 @@ from tests.apps import App, auckland_day, days_from_now, declare, partitions, ro
 from tests.databases import Database
 from tests.db.test_insert_paths import EpochMilliseconds
 
+pytestmark = pytest.mark.ends
+
 FAR = 100
 
 odds = sa.Table(

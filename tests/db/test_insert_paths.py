@@ -18,6 +18,8 @@ from alembic_partitions import KeyOutsideLimits, PartitionPending, PartitionPoli
 from tests.apps import App, auckland_day, days_from_now, declare, partitions, rows_by_partition, running
 from tests.databases import Database
 
+pytestmark = pytest.mark.ends
+
 FAR = 100  # days ahead, far beyond premake
 
 

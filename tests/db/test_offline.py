@@ -25,6 +25,8 @@ from tests.postgres import ServerError, locate
 from tests.projects import Project
 from tests.tables import NOW, Dump, catalog, partitions, quote, rows, run, scalar, without
 
+pytestmark = pytest.mark.versions
+
 Psql: TypeAlias = Callable[[str], str]
 
 POLICY = 'PartitionPolicy("at", timezone="Pacific/Auckland", premake=9, day_start="06:00")'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, NullPool, create_engine
 from sqlalchemy.util import greenlet_spawn
 
 from alembic_partitions import maintenance
@@ -11,10 +11,11 @@ from alembic_partitions.errors import NoPartitionError, NotManagedError, PolicyE
 from alembic_partitions.maintenance import Ahead, Orders
 from alembic_partitions.periods import Period
 from alembic_partitions.sessions import side_connection
+from alembic_partitions.standing import survey
 from tests.apps import running
 from tests.clock import Clock
-from tests.databases import Database
-from tests.tables import declare, instants, partitions, policy, rows, run
+from tests.databases import Database, Roles
+from tests.tables import declare, instants, partitions, policy, quote, rows, run
 
 
 @pytest.fixture
@@ -94,3 +95,84 @@ def test_retention_by_itself_makes_and_counts_nothing(side: Connection, engine: 
     assert result.detached == tuple(before[:-1])
     assert script.count("DETACH PARTITION") == len(result.detached)
     assert rows(engine, "SELECT action, detached FROM partition_runs") == [("cleanup", 3)]
+
+
+class _Stopped(BaseException):
+    """As Ctrl-C, or the end of a process."""
+
+
+@pytest.mark.parametrize("action", ["ensure", "create", "maintain"])
+def test_what_was_done_until_somebody_stopped_it_is_written_down(
+    side: Connection, engine: Engine, action: str
+) -> None:
+    run(engine, *(f"DROP TABLE {name}" for name in partitions(engine)))
+    told: list[str] = []
+
+    def progress(line: str) -> None:
+        told.append(line)
+        if len(told) == (2 if action != "maintain" else 5):
+            raise _Stopped
+
+    doing = {
+        "ensure": lambda: maintenance.ensure(side, progress=progress),
+        "create": lambda: maintenance.make_ahead(side, "odds", Ahead(windows=3), progress=progress),
+        "maintain": lambda: maintenance.maintain(side, progress=progress),
+    }
+    with pytest.raises(_Stopped):
+        doing[action]()
+    assert told[0].startswith("public.odds: made odds_2026_04_0")
+    ((created, error, found),) = rows(
+        engine, f"SELECT created, error, action FROM partition_runs WHERE action = '{action}'"
+    )
+    assert (created, found) == (len([line for line in told if "made" in line]), action)
+    assert "stopped before its end" in error
+    assert maintenance.maintain(side).failure is None, "the next run does what is left"
+
+
+def test_what_postgresql_only_skips_is_not_told_as_done(
+    side: Connection, engine: Engine, roles: Roles
+) -> None:
+    """It warns, and raises nothing."""
+    url = roles.create("reader")
+    name = quote(url.username or "")
+    run(
+        engine,
+        f"GRANT SELECT ON partition_config TO {name}",
+        f"GRANT SELECT, INSERT ON partition_runs TO {name}",
+    )
+    reader = create_engine(url, poolclass=NullPool)
+    for vacuum in (False, True):
+        with reader.connect() as connection:
+            (result,) = maintenance.tend(connection, "odds", vacuum=vacuum).results
+        assert result.tended == ()
+        assert "PostgreSQL has skipped it" in (result.error or "")
+    (result,) = maintenance.tend(side, "odds", vacuum=True).results
+    assert (set(result.tended), result.error) == (set(partitions(engine)), None)
+    (result,) = maintenance.tend(side, "odds").results
+    assert (set(result.tended), result.error) == ({*partitions(engine), "odds"}, None)
+
+
+def test_a_name_that_fits_two_tables_is_no_order_for_both(side: Connection, engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA other")
+    declare(engine, "odds", policy(), schema="other")
+    orders = Orders(retention="30 days")
+    with pytest.raises(PolicyError, match=r"the name of other\.odds and public\.odds"):
+        maintenance.maintain(side, tables=["odds"], orders=orders)
+    with pytest.raises(PolicyError, match=r"Say schema\.name"):
+        maintenance.plan_maintain(side, tables=["odds"], orders=orders)
+    assert len(maintenance.maintain(side, tables=["other.odds"], orders=orders).results) == 1
+    assert len(maintenance.maintain(side, tables=["odds"]).results) == 2, "without an order of its own"
+
+
+def test_a_table_that_is_gone_is_refused_by_name_and_reason(side: Connection, engine: Engine) -> None:
+    run(engine, "DROP TABLE odds")
+    with pytest.raises(PolicyError, match=r"public\.odds: the table does not exist"):
+        maintenance.make_ahead(side, "odds", Ahead(windows=1))
+
+
+def test_names_that_read_alike_are_two_tables(side: Connection, engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA a", 'CREATE SCHEMA "a.b"')
+    declare(engine, "b.c", policy(), schema="a")
+    declare(engine, "c", policy(), schema="a.b")
+    found = survey(side)
+    assert [table.table for table in found.tables].count("a.b.c") == 2

@@ -46,6 +46,8 @@ from tests.tables import (
     without,
 )
 
+pytestmark = pytest.mark.versions
+
 OURS = ("partition_config", "partition_runs", "alembic_version")
 FOUR_DAYS = ["odds_2026_04_04", "odds_2026_04_05", "odds_2026_04_06", "odds_2026_04_07"]
 

@@ -26,6 +26,8 @@ from tests.postgres import Server
 from tests.projects import Project
 from tests.tables import declare, listening, partitions, policy, run, scalar
 
+pytestmark = pytest.mark.versions
+
 # 13:37:11 in Auckland, on the day of 25 hours.
 NOW = "2026-04-05T13:37:11+12:00"
 

@@ -7,7 +7,9 @@ an empty database, and two schedulers that were there before them. They run whil
 from __future__ import annotations
 
 import io
+import os
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from alembic_partitions.locks import UpgradeLock
 from tests.databases import Database, Databases
 from tests.examples.image import build
 from tests.examples.odds_service import (
@@ -114,6 +117,23 @@ def test_what_fails_at_the_start_ends_the_container_with_one_clear_line(
     assert "Listening at" not in replica.said
 
 
+def test_sigterm_while_a_replica_waits_to_migrate_ends_that_too_and_nothing_is_migrated_later(
+    engine: Engine, database: Database, image: Path, tmp_path: Path
+) -> None:
+    lock = UpgradeLock(engine, "alembic_version", None)
+    assert lock.take()
+    try:
+        with Machine(tmp_path, service=image, **environment(database)) as machine:
+            replica = machine.replica("web")
+            replica.wait_for("waiting for the migration lock")
+            assert replica.terminate() == 128 + signal.SIGTERM
+            with pytest.raises(ProcessLookupError):  # of its session nobody is left who could migrate
+                os.killpg(replica.pid, 0)
+    finally:
+        lock.let_go()
+    assert rows(engine, "SELECT * FROM pg_tables WHERE schemaname = 'public'") == []
+
+
 def test_any_other_command_runs_with_the_secrets_that_lie_in_files(
     deployed: Deployed, tmp_path: Path
 ) -> None:
@@ -199,6 +219,21 @@ def test_the_health_check_of_the_scheduler_tells_whether_jobs_are_run(
     service.stop()
 
 
+def test_the_health_check_of_the_image_asks_for_the_role_that_runs(deployed: Deployed) -> None:
+    def check(process: int, **settings: str) -> tuple[int, str]:
+        told = deployed.machine.run("healthcheck.sh", str(process), **settings)
+        return told.returncode, told.stdout
+
+    until(lambda: rows(deployed.engine, "SELECT FROM job_runs WHERE status = 'ok'"), "a run")
+    scheduler, web = deployed.schedulers[0].pid, deployed.replicas[0].pid
+    bind = str(deployed.clients[0].base_url).removeprefix("http://").rstrip("/")
+    assert check(scheduler, REFRESH_EVERY="1 h", BIND="127.0.0.1:1") == (0, "on time\n")
+    assert check(scheduler, REFRESH_EVERY="0 s")[0] == 1
+    assert check(web, BIND=bind) == (0, "")
+    assert check(web, BIND="127.0.0.1:1")[0] == 1
+    assert check(os.getpid(), BIND="127.0.0.1:1") == (0, ""), "a command by hand"
+
+
 # -- /healthz {"ok": true}; /readyz: the database, and Redis -------------------------------------------------
 
 
@@ -244,6 +279,7 @@ def test_ops_jobs_lists_partition_runs_and_the_services_own_job(deployed: Deploy
         ("job_name", "last_run_at", "duration_ms", "status", "error_snippet")
     }
     ours = until(lambda: ok_run(by_name(deployed)["refresh_odds"]), "a run that is done")
+    assert all(job["last_run_at"].endswith("Z") for job in found.values()), "of all in UTC"
     begun = datetime.fromisoformat(ours["last_run_at"].replace("Z", "+00:00"))
     assert abs(datetime.now(timezone.utc) - begun) < timedelta(minutes=5)
     assert ours["duration_ms"] >= 0
@@ -305,6 +341,8 @@ def test_a_new_price_is_read_at_once_from_every_replica(deployed: Deployed) -> N
         ({"headers": OPERATE}, 401),
         ({"price": "0.5"}, 422),
         ({"more": 1}, 422),
+        ({"bookmaker": "a\0b"}, 422),
+        ({"bookmaker": "a\nb"}, 422),
         ({"observedAt": "2126-01-01T00:00:00Z"}, 422),
     ],
 )

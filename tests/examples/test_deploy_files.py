@@ -24,18 +24,24 @@ COMPOSE: dict[str, Any] = yaml.safe_load((HERE / "compose.yaml").read_text())
 OURS = ("web", "scheduler", "migrate")
 
 
-def lint(program: str, *arguments: str | Path) -> None:
-    """Run a linter, and show what it says against us."""
+def lint(program: str, *arguments: str | Path) -> str:
+    """Run a linter, and show what it says against us; return what it says if that is all right."""
     beside = Path(sys.executable).with_name(program)
     found = str(beside) if beside.exists() else shutil.which(program)
     assert found, f"there is no {program}: pip install 'alembic-partitions[test-operate]'"
     done = subprocess.run([found, *arguments], check=False, capture_output=True, text=True, cwd=HERE)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    return f"{done.stdout}{done.stderr}"
 
 
 def test_the_scripts_please_shellcheck() -> None:
     scripts = sorted(HERE.glob("*.sh"))
-    assert [script.name for script in scripts] == ["entrypoint.sh", "migrate.sh", "smoke.sh"]
+    assert [script.name for script in scripts] == [
+        "entrypoint.sh",
+        "healthcheck.sh",
+        "migrate.sh",
+        "smoke.sh",
+    ]
     lint("shellcheck", *scripts)
 
 
@@ -52,7 +58,8 @@ def test_systemd_takes_the_units_and_finds_little_that_they_expose(tmp_path: Pat
     for unit in UNITS:
         # It looks for each program that a unit starts: ours are here, and not in /opt.
         (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/odds/deploy/", f"{HERE}/"))
-    lint("systemd-analyze", "verify", *(tmp_path / unit.name for unit in UNITS))
+    said = lint("systemd-analyze", "verify", *(tmp_path / unit.name for unit in UNITS))
+    assert "Unknown" not in said, "a setting of a systemd that Debian 12 has not"
     for unit in SERVICES:
         lint("systemd-analyze", "security", "--offline=true", "--threshold=20", tmp_path / unit.name)
 
@@ -131,6 +138,13 @@ def test_each_unit_starts_the_entrypoint_by_a_role_that_it_knows() -> None:
         program, *arguments = parser["Service"]["ExecStart"].split()
         assert program == "/opt/odds/deploy/entrypoint.sh"
         assert arguments[0] in {"web", "scheduler", "alembic-partitions"}
+
+
+def test_what_runs_for_long_is_started_again_however_often_it_failed_for_want_of_a_database() -> None:
+    for unit in SERVICES:
+        told = unit.read_text()
+        if "Restart=" in told:
+            assert "\nStartLimitIntervalSec=0\n" in told, unit.name
 
 
 def test_the_readme_names_every_file_and_no_other() -> None:

@@ -321,6 +321,19 @@ def test_no_partition_errors_are_counted_in_a_textfile(neglected: Engine, tmp_pa
     assert list(tmp_path.iterdir()) == [textfile]
 
 
+def test_each_run_that_is_refused_counts_on_from_the_one_before(
+    neglected: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    textfile = tmp_path / "sensor_events.prom"
+    textfile.write_text("half a li")  # of somebody else's making: counted from 0
+    told = []
+    for _ in range(3):
+        monkeypatch.setattr(sys, "stdin", map(json.dumps, feed.events_on(TODAY.date())))
+        assert recorder.main(["--metrics", str(textfile)]) == 1
+        told.append(samples(textfile.read_text())["events_no_partition_errors_total"])
+    assert told == [2, 4, 6]
+
+
 def test_the_runway_is_a_gauge_on_stdout_and_is_what_check_says(neglected: Engine) -> None:
     tell("alembic-partitions repair --table events --days 30")
     exposed = samples(record(TODAY).stdout)
@@ -334,7 +347,7 @@ def test_a_runway_that_cannot_be_measured_is_not_told(
     neglected: Engine, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     run(neglected, "ALTER TABLE partition_config RENAME COLUMN premake TO gone")
-    Metrics(neglected).write(None)
+    Metrics(neglected).write()
     exposed = capsys.readouterr().out
     assert samples(exposed) == {"events_no_partition_errors_total": 0.0}
     assert "alembic_partitions_up 0.0" in exposed
@@ -362,7 +375,7 @@ def test_only_errors_for_want_of_a_partition_are_counted(
             connection.execute(text(insert.format(target, at, tenant)))
         judged.append(is_no_partition(refused.value.orig))
         assert sqlstate(refused.value) == "23514"
-    metrics.write(None)
+    metrics.write()
     engine.dispose()
     assert judged == [True, False, False]
     assert samples(capsys.readouterr().out)["events_no_partition_errors_total"] == 1
@@ -447,7 +460,7 @@ def test_the_cronjobs_keep_a_table_ready_and_fail_when_it_is_not(aged: tuple[Eng
 
 
 EXPECTED = {
-    "EventsInsertsFindNoPartition": ("critical", "increase(events_no_partition_errors_total[15m]) > 0"),
+    "EventsInsertsFindNoPartition": ("critical", "increase(events_no_partition_errors_total[1h]) > 0"),
     "EventsPartitionsEndTomorrow": ("critical", "min(events_partition_runway_days) < 1"),
     "EventsPartitionsRunOut": ("warning", "min(events_partition_runway_days) < 7"),
     "EventsPartitionsUnknown": ("warning", "absent(events_partition_runway_days >= 0)"),
@@ -468,7 +481,7 @@ def test_the_alert_rules_ask_for_metrics_jobs_and_commands_that_exist(
     assert rule["labels"] == {"severity": severity}
     assert condition in rule["expr"]
     assert rule["expr"].count("(") == rule["expr"].count(")")
-    Metrics(neglected).write(None)
+    Metrics(neglected).write()
     exposed = samples(capsys.readouterr().out)
     assert set(re.findall(r"\bevents_\w+", rule["expr"])) <= set(exposed)
     assert set(re.findall(r'cronjob="([^"]+)"', rule["expr"])) <= set(CRONJOBS)

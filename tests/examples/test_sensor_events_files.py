@@ -57,6 +57,12 @@ ALERTS: dict[str, tuple[dict[str, str], set[str]]] = {
     "six days": ({RUNWAY: "6x360"}, {"EventsPartitionsRunOut"}),
     "half a day": ({RUNWAY: "0.5x360"}, {"EventsPartitionsRunOut", "EventsPartitionsEndTomorrow"}),
     "an insert was refused": ({REFUSED: "3x357 4x3"}, {"EventsInsertsFindNoPartition"}),
+    "one was in the first run ever": ({REFUSED: "_x355 2x5"}, {"EventsInsertsFindNoPartition"}),
+    # Of runs half an hour apart each is refused; the last was 25 minutes ago.
+    "each run is refused": (
+        {REFUSED: " ".join(str(2 * ((i + 5) // 6)) for i in range(361))},
+        {"EventsInsertsFindNoPartition"},
+    ),
     "nobody can tell": ({RUNWAY: "_x360"}, {"EventsPartitionsUnknown"}),
     "nobody measures": ({MEASURED: "0x360"}, {"EventsPartitionsUnknown"}),
     "nobody maintains": ({MAINTAINED: "0x360"}, {"EventsMaintenanceTooOld"}),

@@ -6,6 +6,7 @@ The service is a real process that is asked over HTTP, today, but for a night at
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import sys
@@ -231,6 +232,37 @@ def test_events_of_one_request_and_the_goals_they_complete_are_written_together(
     assert counted(shared.client, site="goals", since=since) == 50
     query = "SELECT count(*) FROM goal_completions WHERE site_id = 'goals' AND goal = 'signup'"
     assert scalar(shared.engine, query) == 20
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        r'"siteId": "a\u0000b"',
+        r'"path": "/\u0007"',
+        r'"goal": "\n"',
+        r'"properties": {"a\\": [{"b": "\u0000"}]}',
+        r'"properties": {"\\\u0000": 1}',
+        r'"properties": {"half": "\ud800"}',
+        '"properties": {"a": NaN}',
+        '"properties": {"a": 1e400}',
+        '"value": NaN',
+        '"value": 1e10',
+    ],
+)
+def test_what_the_database_cannot_hold_is_refused(shared: Running, now: datetime, more: str) -> None:
+    sent = f"[{json.dumps(event(now, siteId='odd'))[:-1]}, {more}}}]"  # of a name given twice the last counts
+    answer = shared.client.post("/events", content=sent, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, list(answer.json())) == (422, ["error"])
+
+
+def test_what_only_looks_like_it_is_stored_and_a_question_of_that_kind_is_refused(
+    shared: Running, now: datetime
+) -> None:
+    said = {"a": r"\u0000", "b": "one line\nand another", "c": "\N{SNOWMAN}"}
+    post(shared.client, event(now, siteId="even", properties=said, value=9_999_999_999.99))
+    assert rows(shared.engine, "SELECT properties FROM events WHERE site_id = 'even'") == [(said,)]
+    for question in ({"site": "\0"}, {"having": "plan:\0"}):
+        assert shared.client.get("/events/count", params=question).status_code == 422
 
 
 # -- GIN indexes on the properties -----------------------------------------------------------------------

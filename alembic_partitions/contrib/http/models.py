@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Any, Literal
+from datetime import datetime, timezone
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from alembic_partitions.health import State
@@ -13,6 +13,14 @@ from alembic_partitions.health import State
 
 def _on_the_wire(name: str) -> str:
     return to_camel(name.rstrip("_"))  # from_ is a word of Python's
+
+
+def _in_utc(at: datetime) -> datetime:
+    return at if at.tzinfo is None else at.astimezone(timezone.utc)
+
+
+#: Some come in the zone of a database session, some in UTC: all go out in UTC.
+Instant = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 class Shown(BaseModel):
@@ -67,8 +75,8 @@ class RunShown(Shown):
     """A past run."""
 
     id: int
-    started_at: datetime
-    finished_at: datetime
+    started_at: Instant
+    finished_at: Instant
     action: str
     run_by: str
     application: str | None
@@ -87,7 +95,7 @@ class HealthAnswer(Shown):
     status: State
     ok: bool = Field(description="Inserts are safe.")
     level: LevelName
-    checked_at: datetime | None
+    checked_at: Instant | None
     tables: list[TableState]
     last_run: RunShown | None
     no_partition_errors: dict[str, int] | None = Field(
@@ -135,7 +143,7 @@ class TableStatus(TableState):
 class StatusAnswer(Shown):
     """All tables."""
 
-    checked_at: datetime | None
+    checked_at: Instant | None
     rehearsed: bool
     tables: list[TableStatus]
     request_id: str
@@ -151,14 +159,14 @@ class PartitionShown(Shown):
     to: str | None
     bytes: int | None
     estimated_rows: int | None
-    analyzed: datetime | None
+    analyzed: Instant | None
     state: list[str] = Field(description="past, today, ahead, expired, pending, default, by hand")
 
 
 class ListAnswer(Shown):
     """Partitions, table by table, the oldest first."""
 
-    checked_at: datetime | None
+    checked_at: Instant | None
     total: int
     limit: int
     offset: int
@@ -218,8 +226,8 @@ class JobAnswer(Shown):
     name: str
     table: str | None
     status: Literal["running", "done", "failed"]
-    started_at: datetime
-    finished_at: datetime | None
+    started_at: Instant
+    finished_at: Instant | None
     progress: list[str] = Field(description="What was done, the latest last; the last 200 lines.")
     counts: JobCounts
     error: str | None
@@ -259,7 +267,7 @@ class HealthInBrief(Shown):
 
     status: Literal["ok", "failing"]
     state: State
-    checked_at: datetime | None
+    checked_at: Instant | None
     tables: list[TableInBrief]
 
 
@@ -267,7 +275,7 @@ class JobRecord(BaseModel):
     """The last run of a job, as ``GET /ops/jobs`` lists it; make them of jobs of your own."""
 
     job_name: str
-    last_run_at: datetime | None = None
+    last_run_at: Instant | None = None
     duration_ms: int | None = None
     status: str
     error_snippet: str | None = None
