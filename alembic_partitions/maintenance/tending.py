@@ -85,7 +85,8 @@ def plan_upkeep(
             ]
             last = at.get(table.oid or 0)
             stale = last is None or now - last > _PARENT_IS_STALE
-            if stale or batches or str(table) in changed:
+            # PostgreSQL has nothing to analyze, and skips it, where there is no partition.
+            if table.partitions and (stale or batches or str(table) in changed):
                 parent = executor.analyze_batch(table.schema, table.name, parent=True, server_version=version)
                 batches.append((table.name, parent))
         plans.append(Upkeep(table, tuple(batches)))
@@ -187,7 +188,7 @@ def _tending(
             batches = [(p.name, executor.vacuum_batch(p.schema, p.name)) for p in parts]
         else:
             whole = [(p.schema, p.name, False) for p in parts]
-            whole += [(table.schema, table.name, True)] if partition is None and table.oid is not None else []
+            whole += [(table.schema, table.name, True)] if partition is None and table.partitions else []
             batches = [
                 (name, executor.analyze_batch(where, name, parent=parent, server_version=version))
                 for where, name, parent in whole

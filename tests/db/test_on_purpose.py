@@ -176,3 +176,9 @@ def test_names_that_read_alike_are_two_tables(side: Connection, engine: Engine) 
     declare(engine, "c", policy(), schema="a.b")
     found = survey(side)
     assert [table.table for table in found.tables].count("a.b.c") == 2
+
+
+def test_a_table_without_partitions_has_nothing_to_analyze(side: Connection, engine: Engine) -> None:
+    run(engine, *(f"DROP TABLE {name}" for name in partitions(engine)))
+    (result,) = maintenance.tend(side, "odds").results
+    assert (result.tended, result.error) == ((), None)
