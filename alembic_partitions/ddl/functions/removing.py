@@ -148,6 +148,12 @@ DECLARE
     SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = 'partition_config'::regclass));
 BEGIN
+  -- What else would be made sure of under a lock is as old as the snapshot.
+  IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+    RAISE EXCEPTION 'a transaction that is % does not see what others have changed, so nothing is removed',
+      upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state',
+      HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED first, or leave it a dry run.';
+  END IF;
   IF NOT pg_try_advisory_xact_lock(
       ('x' || left(encode(sha256(convert_to(told, 'UTF8')), 'hex'), 16))::bit(64)::bigint) THEN
     RAISE EXCEPTION 'another run is removing or mending partitions' USING ERRCODE = 'lock_not_available',
@@ -168,15 +174,23 @@ DECLARE
   parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name');
   child text := format('%I.%I', part ->> 'schema', part ->> 'name');
 BEGIN
+  -- Whoever detaches it, attaches it elsewhere or renames it has done so by now, or waits for us.
+  EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', child);
+  IF NOT EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+                 WHERE c.oid = to_regclass(child) AND c.oid = (part ->> 'oid')::oid
+                 AND i.inhparent = (t ->> 'oid')::oid AND NOT i.inhdetachpending
+                 AND pg_get_expr(c.relpartbound, 0) = part ->> 'bound'
+                 AND (obj_description(c.oid, 'pg_class') ^@ @PARTITION_MARK@
+                   OR obj_description(c.oid, 'pg_class') ^@ @DETACHING_MARK@)) THEN
+    RAISE EXCEPTION '% is not what it was when this was planned', child
+      USING ERRCODE = 'object_not_in_prerequisite_state';
+  END IF;
   EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', parent, child);
-  -- From here on nobody can change it.
+  -- From here on nobody can change the others.
   IF NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                  WHERE i.inhparent = (t ->> 'oid')::oid AND NOT i.inhdetachpending
                  AND pg_get_expr(c.relpartbound, 0) <> 'DEFAULT') THEN
     RAISE EXCEPTION '% is the last partition, and stays', child
-      USING ERRCODE = 'object_not_in_prerequisite_state';
-  ELSIF to_regclass(child)::oid IS DISTINCT FROM (part ->> 'oid')::oid THEN
-    RAISE EXCEPTION '% is not what it was when this was planned', child
       USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
   EXECUTE format('COMMENT ON TABLE %s IS %L', child, @DETACHED_MARK@ || jsonb_build_object(
