@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Engine, NullPool, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import maintenance
 from alembic_partitions.maintenance import Orders
+from alembic_partitions.standing import survey
 from tests.databases import Roles
 from tests.db.test_functions import call, gone_since, history, installed, refused
 from tests.db.test_retention import mark
-from tests.tables import declare, partitions, policy, quote, run, scalar
+from tests.tables import columns, declare, operations, partitions, policy, quote, rows, run, scalar
 
 REMOVE = "SELECT partition_name, action, detail FROM drop_old_partitions('odds', dry_run => false)"
 
@@ -114,3 +116,80 @@ def test_what_came_out_of_a_dump_is_its_tables_by_name_and_no_others(engine: Eng
         ("public.odds", tuple(f"{name}_detached" for name in expired[:2])),
         ("public.other", ()),
     }
+
+
+# -- who else has functions in the schema ----------------------------------------------------------------
+
+
+def test_functions_of_others_beside_ours_are_never_called(engine: Engine) -> None:
+    """What takes exactly the arguments of a call goes before what takes any number of any."""
+    history(engine, on_expiry="drop")
+    mallory = "LANGUAGE plpgsql AS $$ BEGIN RAISE 'mallory'; END $$"
+    for name, most in (("concat", 6), ("format", 4), ("concat_ws", 4), ("jsonb_build_object", 6)):
+        for count in range(1, most + 1):
+            takes = ", ".join(["text"] * count)
+            run(engine, f"CREATE FUNCTION {name}({takes}) RETURNS text {mallory}")
+    run(
+        engine,
+        f"CREATE FUNCTION joined(text, int) RETURNS text {mallory}",
+        "CREATE OPERATOR || (LEFTARG = text, RIGHTARG = int, FUNCTION = joined)",
+    )
+    installed(engine)
+    found = [
+        call(engine, f"SELECT * FROM {door}")
+        for door in (
+            "partition_health_summary()",
+            "create_future_partitions('odds', 4)",
+            "create_daily_partitions()",
+            "list_partitions()",
+            "partition_metadata",
+            "analyze_partitions('odds')",
+            "drop_old_partitions('odds', '5 days', false)",
+            "run_partition_maintenance(dry_run => false)",
+        )
+    ]
+    assert "mallory" not in str(found)
+    paths = (
+        "SELECT DISTINCT proconfig[1] FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+        " AND proname LIKE '%partition%'"
+    )
+    assert rows(engine, paths) == [("search_path=pg_catalog, pg_temp",)]
+    with operations(engine) as op:
+        op.drop_partition_functions()
+    assert rows(engine, paths) == []
+
+
+# -- zones -----------------------------------------------------------------------------------------------
+
+
+def test_a_zone_that_only_looks_like_one_is_critical_and_makes_nothing(engine: Engine) -> None:
+    """AT TIME ZONE takes them all."""
+    declare(engine, "odds", policy())
+    declare(engine, "stamped", policy(column_timezone="UTC"), *columns("at", sa.DateTime()))
+    installed(engine)
+    for zone in ("Pacific/AUCKLAND", "Pacific/Aucklnd13", "Etc/GMT+15"):
+        run(
+            engine,
+            f"UPDATE partition_config SET timezone = '{zone}' WHERE table_name = 'odds'",
+            f"UPDATE partition_config SET column_timezone = '{zone}' WHERE table_name = 'stamped'",
+        )
+        told = f"'{zone}' is not the exact name of a time zone"
+        found = call(engine, "SELECT table_name, status, reasons FROM partition_health_summary()")
+        assert found == [("odds", "CRITICAL", told), ("stamped", "CRITICAL", told)]
+        state, message = refused(engine, "SELECT * FROM create_future_partitions('odds', 9)")
+        assert (state, told in message) == ("55000", True)
+    with engine.connect() as connection:
+        assert {item.state.value for item in survey(connection).tables} == {"CRITICAL"}
+
+
+def test_the_clocks_of_a_zone_are_looked_through_once_a_call(engine: Engine) -> None:
+    declare(engine, "odds", policy(timezone="UTC"))
+    declare(engine, "other", policy(timezone="UTC"))
+    installed(engine)
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL track_functions = 'pl'"))
+        connection.execute(text("SET LOCAL alembic_partitions.now = '2039-04-05 13:37:11Z'"))
+        made = connection.execute(text("SELECT action FROM create_daily_partitions()")).scalars().all()
+        assert made == ["created"] * 8
+        calls = text("SELECT calls FROM pg_stat_xact_user_functions WHERE funcname = :name")
+        assert connection.scalar(calls, {"name": "_partition_changes_clocks"}) == 1

@@ -223,7 +223,7 @@ BEGIN
     SELECT jsonb_object_agg(r.told, coalesce(details -> r.told, '{}') || '{"alone": true}') INTO details
     FROM jsonb_to_recordset(results) r (told text);
   END IF;
-  INSERT INTO partition_runs (started_at, action, created, detached, dropped, details, error)
+  INSERT INTO @config@.partition_runs (started_at, action, created, detached, dropped, details, error)
   VALUES (now(), run, created, _partition_count(results, 'detached'), _partition_count(results, 'dropped'),
     details, failed);
 EXCEPTION WHEN insufficient_privilege THEN

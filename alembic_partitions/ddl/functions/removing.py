@@ -123,7 +123,7 @@ BEGIN
     RETURN NULL;
   END IF;
   -- Runs of the last hours are no evidence: they may have been made by that very clock.
-  SELECT max(r.started_at) INTO earlier FROM partition_runs r
+  SELECT max(r.started_at) INTO earlier FROM @config@.partition_runs r
   WHERE r.started_at < now() - interval '12 hours';
   IF now() - earlier > interval '45 days' THEN
     RETURN format('the last run was on %s; if the clock is right, SET alembic_partitions.trust_clock = on',
@@ -144,9 +144,7 @@ ONE_RUN = Routine(
     "void",
     """
 DECLARE
-  told text := concat_ws(E'\\n', 'alembic_partitions run', current_database(), (
-    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = 'partition_config'::regclass));
+  told text := concat_ws(E'\\n', 'alembic_partitions run', current_database(), @config_text@);
 BEGIN
   -- What else would be made sure of under a lock is as old as the snapshot.
   IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
