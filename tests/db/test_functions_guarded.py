@@ -193,3 +193,43 @@ def test_the_clocks_of_a_zone_are_looked_through_once_a_call(engine: Engine) -> 
         assert made == ["created"] * 8
         calls = text("SELECT calls FROM pg_stat_xact_user_functions WHERE funcname = :name")
         assert connection.scalar(calls, {"name": "_partition_changes_clocks"}) == 1
+
+
+def test_a_superuser_works_on_a_table_with_its_owners_rights(engine: Engine, roles: Roles) -> None:
+    """An index calls a function of the owner's, as soon as it is built on a new partition."""
+    owner = roles.create("own").username
+    expired = history(engine, on_expiry="drop")
+    ours = [f"ALTER TABLE {name} OWNER TO {owner}" for name in ["odds", *partitions(engine)]]
+    run(engine, *ours, "CREATE SCHEMA tools", "CREATE TABLE races (id int PRIMARY KEY)")
+    run(
+        engine,
+        f"GRANT CREATE ON SCHEMA public TO {owner}",
+        f"SET ROLE {owner}; CREATE FUNCTION sly(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN"
+        " IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN RAISE 'a superuser'; END IF;"
+        " RETURN 1; END $$; CREATE INDEX ON odds ((id + public.sly(1))); RESET ROLE",
+        "ALTER TABLE odds ADD race int REFERENCES races",
+    )
+    installed(engine, schema="tools")  # where the owner may do nothing
+    with engine.begin() as connection:
+        connection.execute(text("SET search_path = tools, public"))
+        made = connection.execute(text("SELECT action FROM create_future_partitions('odds', 4)"))
+        assert made.scalars().all() == ["created"] * 2
+        gone = connection.execute(text(REMOVE)).all()
+        assert [row[:2] for row in gone[:-1]] == [(name, "detached") for name in expired]
+        assert connection.scalar(text("SELECT current_user")) == engine.url.username
+        connection.execute(text(f"REVOKE CREATE ON SCHEMA public FROM {owner}"))
+        told = connection.execute(
+            text("SELECT action, detail FROM create_future_partitions('odds', 5)")
+        ).one()
+        assert told[0] == "failed"
+        assert told[1].endswith(f"may not create there: GRANT USAGE, CREATE ON SCHEMA public TO {owner}")
+        assert connection.scalar(text("SELECT current_user")) == engine.url.username
+        connection.execute(text(f"GRANT CREATE ON SCHEMA public TO {owner}"))
+    owners = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname LIKE 'odds%'"
+    assert rows(engine, owners) == [(owner,)]
+    run(engine, f"ALTER TABLE {expired[0]}_detached DROP race")
+    gone_since(engine, f"{expired[0]}_detached", 9)
+    dropped = call(
+        engine, "SELECT partition_name, action FROM tools.drop_old_partitions('odds', NULL, false)"
+    )
+    assert (f"{expired[0]}_detached", "dropped") in dropped

@@ -22,7 +22,7 @@ from alembic_partitions.plan import (
     SPLITTING_MARK,
 )
 
-from . import arithmetic, bounds, clocks, dropping, looking, making, reading, removing, tending
+from . import arithmetic, bounds, clocks, dropping, looking, making, owning, reading, removing, tending
 from .routine import FUNCTION_MARK, Routine
 
 __all__ = ["ROUTINES", "DropFunctions", "function_elements"]
@@ -32,6 +32,7 @@ ROUTINES: tuple[Routine, ...] = (
     *arithmetic.ROUTINES,
     *bounds.ROUTINES,
     *reading.ROUTINES,
+    *owning.ROUTINES,
     *making.ROUTINES,
     *removing.ROUTINES,
     *dropping.ROUTINES,

@@ -13,7 +13,11 @@ ATTACH = Routine(
 DECLARE
   p record; child text := format('%I.%I', t ->> 'table_schema', name);
   parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name'); other text; goal integer;
+  first text := _partition_literal(lower, t ->> 'key_type', false);
+  last text := _partition_literal(upper, t ->> 'key_type', true);
+  before text := _partition_act_as_owner((t ->> 'oid')::oid);
 BEGIN
+  -- From here on no function of ours is called: the owner may have no right to our schema.
   SELECT pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity AS secured, m.amname, s.spcname,
          CASE WHEN c.relreplident = 'i' AND NOT EXISTS (
            SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisreplident) THEN 'n'
@@ -48,7 +52,7 @@ BEGIN
     EXECUTE format('ALTER TABLE %s OWNER TO %I', child, p.owner);
   END IF;
   EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, child,
-    _partition_literal(lower, t ->> 'key_type', false), _partition_literal(upper, t ->> 'key_type', true));
+    first, last);
   IF p.identity = 'i' THEN
     FOR other IN SELECT c.relname FROM pg_index q JOIN pg_inherits i ON i.inhparent = q.indexrelid
       JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid
@@ -57,6 +61,7 @@ BEGIN
       EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', child, other);
     END LOOP;
   END IF;
+  PERFORM set_config('role', before, true) WHERE before IS NOT NULL;
 END
 """,
     "make one partition: the child alone, everything that it needs, then ATTACH",

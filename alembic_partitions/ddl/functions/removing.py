@@ -170,7 +170,7 @@ DETACH = Routine(
     """
 DECLARE
   parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name');
-  child text := format('%I.%I', part ->> 'schema', part ->> 'name');
+  child text := format('%I.%I', part ->> 'schema', part ->> 'name'); before text;
 BEGIN
   -- Whoever detaches it, attaches it elsewhere or renames it has done so by now, or waits for us.
   EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', child);
@@ -183,6 +183,7 @@ BEGIN
     RAISE EXCEPTION '% is not what it was when this was planned', child
       USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
+  before := _partition_act_as_owner((t ->> 'oid')::oid);
   EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', parent, child);
   -- From here on nobody can change the others.
   IF NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
@@ -198,6 +199,7 @@ BEGIN
     'fate', t ->> 'on_expiry', 'as', jsonb_build_array(part ->> 'schema', new_name),
     'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"'))::text);
   EXECUTE format('ALTER TABLE %s RENAME TO %I', child, new_name);
+  PERFORM set_config('role', before, true) WHERE before IS NOT NULL;
 END
 """,
     "detach a partition, mark it and rename it, so that restore finds it",
