@@ -196,40 +196,51 @@ def test_the_clocks_of_a_zone_are_looked_through_once_a_call(engine: Engine) -> 
 
 
 def test_a_superuser_works_on_a_table_with_its_owners_rights(engine: Engine, roles: Roles) -> None:
-    """An index calls a function of the owner's, as soon as it is built on a new partition."""
+    """Its index and its CHECK call a function of the owner's as soon as there is a new partition."""
     owner = roles.create("own").username
     expired = history(engine, on_expiry="drop")
     ours = [f"ALTER TABLE {name} OWNER TO {owner}" for name in ["odds", *partitions(engine)]]
-    run(engine, *ours, "CREATE SCHEMA tools", "CREATE TABLE races (id int PRIMARY KEY)")
+    run(engine, *ours, "CREATE SCHEMA tools", f"GRANT CREATE ON SCHEMA public TO {owner}")
     run(
         engine,
-        f"GRANT CREATE ON SCHEMA public TO {owner}",
-        f"SET ROLE {owner}; CREATE FUNCTION sly(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN"
+        f"SET SESSION AUTHORIZATION {owner}; CREATE TABLE put_off (by name);"
+        # They try to become the superuser again, at once and at COMMIT.
+        f" CREATE FUNCTION rise() RETURNS void LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM set_config('role', 'none', true); EXCEPTION WHEN OTHERS THEN NULL; END $$;"
+        " CREATE FUNCTION late() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.deed();"
+        " RETURN NULL; END $$;"
+        " CREATE CONSTRAINT TRIGGER late AFTER INSERT ON put_off DEFERRABLE INITIALLY DEFERRED FOR EACH ROW"
+        " EXECUTE FUNCTION late();"
+        " CREATE FUNCTION deed() RETURNS void LANGUAGE plpgsql AS $$ BEGIN PERFORM public.rise();"
         " IF (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN RAISE 'a superuser'; END IF;"
-        " RETURN 1; END $$; CREATE INDEX ON odds ((id + public.sly(1))); RESET ROLE",
-        "ALTER TABLE odds ADD race int REFERENCES races",
+        " END $$;"
+        " CREATE FUNCTION delay() RETURNS void LANGUAGE sql AS"
+        " $$ INSERT INTO public.put_off VALUES (current_user) $$;"
+        " CREATE FUNCTION sly(bigint) RETURNS boolean IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM public.deed(); BEGIN PERFORM public.delay();"
+        " EXCEPTION WHEN insufficient_privilege THEN NULL; END; RETURN true; END $$;"
+        " CREATE INDEX ON odds ((id > 0 AND public.sly(1))); ALTER TABLE odds ADD CHECK (public.sly(1))",
+        "RESET SESSION AUTHORIZATION",
     )
+    run(engine, "CREATE TABLE races (id int PRIMARY KEY)", "ALTER TABLE odds ADD race int REFERENCES races")
     installed(engine, schema="tools")  # where the owner may do nothing
+    create = text("SELECT action, detail FROM tools.create_future_partitions('odds', 4)")
     with engine.begin() as connection:
-        connection.execute(text("SET search_path = tools, public"))
-        made = connection.execute(text("SELECT action FROM create_future_partitions('odds', 4)"))
-        assert made.scalars().all() == ["created"] * 2
-        gone = connection.execute(text(REMOVE)).all()
+        made = connection.execute(create).all()
+        assert [action for action, _ in made] == ["created"] * 2, made
+        gone = connection.execute(text(REMOVE.replace("drop_old", "tools.drop_old"))).all()
         assert [row[:2] for row in gone[:-1]] == [(name, "detached") for name in expired]
         assert connection.scalar(text("SELECT current_user")) == engine.url.username
-        connection.execute(text(f"REVOKE CREATE ON SCHEMA public FROM {owner}"))
-        told = connection.execute(
-            text("SELECT action, detail FROM create_future_partitions('odds', 5)")
-        ).one()
-        assert told[0] == "failed"
-        assert told[1].endswith(f"may not create there: GRANT USAGE, CREATE ON SCHEMA public TO {owner}")
-        assert connection.scalar(text("SELECT current_user")) == engine.url.username
-        connection.execute(text(f"GRANT CREATE ON SCHEMA public TO {owner}"))
     owners = "SELECT DISTINCT pg_get_userbyid(relowner) FROM pg_class WHERE relname LIKE 'odds%'"
     assert rows(engine, owners) == [(owner,)]
-    run(engine, f"ALTER TABLE {expired[0]}_detached DROP race")
+    assert rows(engine, "SELECT DISTINCT by FROM put_off") == [(owner,)], "both ways were tried"
+    run(engine, f"ALTER TABLE {expired[0]}_detached DROP race", f"DROP TABLE {partitions(engine)[-1]}")
     gone_since(engine, f"{expired[0]}_detached", 9)
     dropped = call(
         engine, "SELECT partition_name, action FROM tools.drop_old_partitions('odds', NULL, false)"
     )
     assert (f"{expired[0]}_detached", "dropped") in dropped
+    run(engine, f"REVOKE CREATE ON SCHEMA public FROM {owner}")
+    ((action, told),) = call(engine, str(create))
+    assert action == "failed"
+    assert told.endswith(f"may not create there: GRANT USAGE, CREATE ON SCHEMA public TO {owner}")

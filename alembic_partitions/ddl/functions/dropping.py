@@ -97,7 +97,7 @@ DISCARD = Routine(
     "jsonb",
     """
 DECLARE
-  old record; place text; before text; done jsonb := '[]'; number integer := 0;
+  old record; place text; done jsonb := '[]'; number integer := 0;
   most integer := (t ->> 'max_drops')::integer;
 BEGIN
   FOR old IN SELECT * FROM _partition_detached(t) x ORDER BY x.told ->> 'bound' LOOP
@@ -118,9 +118,7 @@ BEGIN
     BEGIN
       IF NOT dry_run THEN
         PERFORM _partition_still(old.oid, place, old.told, 'ACCESS EXCLUSIVE');
-        before := _partition_act_as_owner(old.oid);
-        EXECUTE format('DROP TABLE %s', place);
-        PERFORM set_config('role', before, true) WHERE before IS NOT NULL;
+        PERFORM _partition_execute(old.oid, ARRAY[format('DROP TABLE %s', place)]);
       END IF;
       done := done || _partition_told(old.name, CASE WHEN dry_run THEN 'would drop' ELSE 'dropped' END,
         format('detached on %s, and its grace of %s is over', left(old.told ->> 'at', 10), t ->> 'grace'));

@@ -12,56 +12,51 @@ ATTACH = Routine(
     """
 DECLARE
   p record; child text := format('%I.%I', t ->> 'table_schema', name);
-  parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name'); other text; goal integer;
-  first text := _partition_literal(lower, t ->> 'key_type', false);
-  last text := _partition_literal(upper, t ->> 'key_type', true);
-  before text := _partition_act_as_owner((t ->> 'oid')::oid);
+  parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name');
+  whose oid := (t ->> 'oid')::oid; orders text[];
 BEGIN
-  -- From here on no function of ours is called: the owner may have no right to our schema.
-  SELECT pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity AS secured, m.amname, s.spcname,
+  SELECT c.relowner, c.relrowsecurity AS secured, m.amname, s.spcname,
          CASE WHEN c.relreplident = 'i' AND NOT EXISTS (
            SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisreplident) THEN 'n'
            ELSE c.relreplident END AS identity INTO STRICT p
   FROM pg_class c LEFT JOIN pg_am m ON m.oid = c.relam LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace
-  WHERE c.oid = (t ->> 'oid')::oid;
-  EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)', child, parent)
-    || coalesce(' USING ' || quote_ident(p.amname), '')
-    || coalesce((SELECT ' WITH (' || string_agg(format('%s = %L', k.key, k.value), ', ') || ')'
-                 FROM jsonb_each_text(t -> 'storage_parameters') k), '')
-    || coalesce(' TABLESPACE ' || quote_ident(coalesce(t ->> 'tablespace', p.spcname)), '');
-  EXECUTE format('COMMENT ON TABLE %s IS %L', child, @PARTITION_MARK@ || 'ensure');
-  FOR other IN SELECT x.conname FROM pg_constraint x WHERE x.conrelid = child::regclass AND x.contype = 'x'
-  LOOP
-    -- Up to PostgreSQL 17 ATTACH would make them a second time.
-    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', child, other);
-  END LOOP;
+  WHERE c.oid = whose;
+  PERFORM _partition_execute(whose, ARRAY[
+    format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)', child, parent)
+      || coalesce(' USING ' || quote_ident(p.amname), '')
+      || coalesce((SELECT ' WITH (' || string_agg(format('%s = %L', k.key, k.value), ', ') || ')'
+                   FROM jsonb_each_text(t -> 'storage_parameters') k), '')
+      || coalesce(' TABLESPACE ' || quote_ident(coalesce(t ->> 'tablespace', p.spcname)), ''),
+    format('COMMENT ON TABLE %s IS %L', child, @PARTITION_MARK@ || 'ensure')]);
+  -- Exclusion constraints: up to PostgreSQL 17 ATTACH would make them a second time.
+  orders := ARRAY(SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', child, x.conname)
+                  FROM pg_constraint x WHERE x.conrelid = child::regclass AND x.contype = 'x');
   IF p.identity IN ('f', 'n') THEN
-    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', child,
+    orders := orders || format('ALTER TABLE %s REPLICA IDENTITY %s', child,
       CASE p.identity WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END);
   END IF;
   IF p.secured THEN
-    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', child);
+    orders := orders || format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', child);
   END IF;
-  FOR other, goal IN SELECT a.attname, a.attstattarget FROM pg_attribute a
-    WHERE a.attrelid = (t ->> 'oid')::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
-    ORDER BY a.attnum
-  LOOP
-    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', child, other, goal);
-  END LOOP;
-  IF p.owner <> current_user THEN
-    EXECUTE format('ALTER TABLE %s OWNER TO %I', child, p.owner);
+  orders := orders || ARRAY(
+    SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', child, a.attname, a.attstattarget)
+    FROM pg_attribute a
+    WHERE a.attrelid = whose AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
+    ORDER BY a.attnum);
+  IF p.relowner <> (SELECT c.relowner FROM pg_class c WHERE c.oid = child::regclass) THEN
+    orders := orders || format('ALTER TABLE %s OWNER TO %I', child, pg_get_userbyid(p.relowner));
   END IF;
-  EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, child,
-    first, last);
+  orders := orders || format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, child,
+    _partition_literal(lower, t ->> 'key_type', false), _partition_literal(upper, t ->> 'key_type', true));
+  PERFORM _partition_execute(whose, orders);
   IF p.identity = 'i' THEN
-    FOR other IN SELECT c.relname FROM pg_index q JOIN pg_inherits i ON i.inhparent = q.indexrelid
+    orders := ARRAY(
+      SELECT format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', child, c.relname)
+      FROM pg_index q JOIN pg_inherits i ON i.inhparent = q.indexrelid
       JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid
-      WHERE q.indrelid = (t ->> 'oid')::oid AND q.indisreplident AND x.indrelid = child::regclass
-    LOOP
-      EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', child, other);
-    END LOOP;
+      WHERE q.indrelid = whose AND q.indisreplident AND x.indrelid = child::regclass);
+    PERFORM _partition_execute(whose, orders);
   END IF;
-  PERFORM set_config('role', before, true) WHERE before IS NOT NULL;
 END
 """,
     "make one partition: the child alone, everything that it needs, then ATTACH",

@@ -170,7 +170,7 @@ DETACH = Routine(
     """
 DECLARE
   parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name');
-  child text := format('%I.%I', part ->> 'schema', part ->> 'name'); before text;
+  child text := format('%I.%I', part ->> 'schema', part ->> 'name');
 BEGIN
   -- Whoever detaches it, attaches it elsewhere or renames it has done so by now, or waits for us.
   EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', child);
@@ -183,8 +183,8 @@ BEGIN
     RAISE EXCEPTION '% is not what it was when this was planned', child
       USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
-  before := _partition_act_as_owner((t ->> 'oid')::oid);
-  EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', parent, child);
+  PERFORM _partition_execute((t ->> 'oid')::oid, ARRAY[
+    format('ALTER TABLE %s DETACH PARTITION %s', parent, child)]);
   -- From here on nobody can change the others.
   IF NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                  WHERE i.inhparent = (t ->> 'oid')::oid AND NOT i.inhdetachpending
@@ -192,14 +192,14 @@ BEGIN
     RAISE EXCEPTION '% is the last partition, and stays', child
       USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
-  EXECUTE format('COMMENT ON TABLE %s IS %L', child, @DETACHED_MARK@ || jsonb_build_object(
+  PERFORM _partition_execute((t ->> 'oid')::oid, ARRAY[
+    format('COMMENT ON TABLE %s IS %L', child, @DETACHED_MARK@ || jsonb_build_object(
     'oid', (part ->> 'oid')::bigint, 'of', (t ->> 'oid')::bigint,
     'table', jsonb_build_array(t ->> 'table_schema', t ->> 'table_name'), 'key', t ->> 'key_type',
     'partition', part ->> 'name', 'schema', part ->> 'schema', 'bound', part ->> 'bound',
     'fate', t ->> 'on_expiry', 'as', jsonb_build_array(part ->> 'schema', new_name),
-    'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"'))::text);
-  EXECUTE format('ALTER TABLE %s RENAME TO %I', child, new_name);
-  PERFORM set_config('role', before, true) WHERE before IS NOT NULL;
+    'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"'))::text),
+    format('ALTER TABLE %s RENAME TO %I', child, new_name)]);
 END
 """,
     "detach a partition, mark it and rename it, so that restore finds it",
