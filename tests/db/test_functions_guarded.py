@@ -13,7 +13,7 @@ from alembic_partitions import maintenance
 from alembic_partitions.maintenance import Orders
 from alembic_partitions.standing import survey
 from tests.databases import Roles
-from tests.db.test_functions import call, gone_since, history, installed, refused
+from tests.db.test_functions import call, gone_since, history, installed, refused, somebody
 from tests.db.test_retention import mark
 from tests.tables import columns, declare, operations, partitions, policy, quote, rows, run, scalar
 
@@ -244,3 +244,53 @@ def test_a_superuser_works_on_a_table_with_its_owners_rights(engine: Engine, rol
     ((action, told),) = call(engine, str(create))
     assert action == "failed"
     assert told.endswith(f"may not create there: GRANT USAGE, CREATE ON SCHEMA public TO {owner}")
+
+
+# -- who waits for whom ----------------------------------------------------------------------------------
+
+
+def test_a_table_that_another_run_is_at_is_left_to_it_and_no_failure(engine: Engine) -> None:
+    history(engine)
+    installed(engine)
+    before = partitions(engine)
+    with somebody(engine, "SELECT * FROM create_future_partitions('odds', 4)"):
+        found = call(engine, "SELECT action, detail FROM run_partition_maintenance(dry_run => false)")
+    assert [row for row in found if row[0] in ("failed", "created", "detached")] == []
+    assert found.count(("skipped", "another run is at it")) == 1
+    assert partitions(engine) == before
+    assert rows(engine, "SELECT error FROM partition_runs") == [(None,)]
+
+
+def test_locks_that_others_feel_are_told_and_come_after_what_takes_long(engine: Engine) -> None:
+    history(engine, retention=None)
+    run(
+        engine,
+        "CREATE TABLE races (id int PRIMARY KEY)",
+        "ALTER TABLE odds ADD race int REFERENCES races",
+        "CREATE TABLE rest PARTITION OF odds DEFAULT",
+        "UPDATE partition_config SET premake = 5",
+    )
+    installed(engine)
+    held = text(
+        "SELECT DISTINCT relation::regclass::text, mode FROM pg_locks WHERE pid = pg_backend_pid()"
+        " AND relation IN ('races'::regclass, 'rest'::regclass, 'odds'::regclass)"
+    )
+    with engine.begin() as connection:
+        cursor = connection.connection.cursor()  # whose notices nobody takes away
+        cursor.execute("SELECT action FROM run_partition_maintenance(NULL, false)")
+        actions = [action for (action,) in cursor.fetchall() if action != "not done"]
+        told = [notice.strip() for notice in cursor.connection.notices]
+        assert actions == sorted(actions), "analyzed, then created"
+        assert set(actions) == {"analyzed", "created"}
+        locks = {tuple(row) for row in connection.execute(held)}
+    assert ("races", "ShareRowExclusiveLock") in locks
+    assert ("rest", "AccessExclusiveLock") in locks
+    assert ("odds", "AccessExclusiveLock") not in locks
+    races, rest = (
+        f"NOTICE:  {lock} until this transaction ends"
+        for lock in (
+            "SHARE ROW EXCLUSIVE on public.races: nobody writes there",
+            "ACCESS EXCLUSIVE on public.rest (DEFAULT): nobody reads all of table public.odds",
+        )
+    )
+    assert told == [races, rest]

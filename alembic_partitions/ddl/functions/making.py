@@ -4,6 +4,10 @@ from .routine import Routine
 
 #: As many as op.create_partitions makes; more would exhaust max_locks_per_transaction.
 MOST = 400
+#: No failure: whoever has the turn does the work.
+BUSY = "another run is at it"
+#: What the comments of those say that take locks.
+ALONE = "; in a transaction of its own: it keeps its locks until that ends"
 
 ATTACH = Routine(
     "_partition_attach",
@@ -66,17 +70,52 @@ END
 TURN = Routine(
     "_partition_turn",
     "t jsonb",
-    "void",
+    "boolean",
     """
+DECLARE
+  mine boolean := true;
 BEGIN
-  PERFORM set_config('lock_timeout', '2s', true);
-  PERFORM pg_advisory_xact_lock(@PARENT_LOCK_CLASS@, CASE WHEN (t ->> 'oid')::bigint >= 2147483648
-    THEN (t ->> 'oid')::bigint - 4294967296 ELSE (t ->> 'oid')::bigint END::integer);
+  BEGIN
+    PERFORM set_config('lock_timeout', '1s', true);
+    PERFORM pg_advisory_xact_lock(@PARENT_LOCK_CLASS@, CASE WHEN (t ->> 'oid')::bigint >= 2147483648
+      THEN (t ->> 'oid')::bigint - 4294967296 ELSE (t ->> 'oid')::bigint END::integer);
+  EXCEPTION WHEN lock_not_available THEN
+    mine := false;
+  END;
   -- Others queue behind whoever waits for a lock on a table.
   PERFORM set_config('lock_timeout', '40ms', true);
+  RETURN mine;
 END
 """,
-    "take the turn to make or remove partitions of a table, until the transaction ends",
+    "take the turn to make or remove partitions of a table, until the transaction ends; false: not to be had",
+    volatile=True,
+)
+
+WARN = Routine(
+    "_partition_warn",
+    "t jsonb",
+    "void",
+    """
+DECLARE
+  others text;
+BEGIN
+  SELECT string_agg(DISTINCT format('%I.%I', n.nspname, r.relname), ', ') INTO others
+  FROM pg_constraint x
+  JOIN pg_class r ON r.oid = CASE WHEN x.conrelid = (t ->> 'oid')::oid THEN x.confrelid ELSE x.conrelid END
+  JOIN pg_namespace n ON n.oid = r.relnamespace
+  WHERE x.contype = 'f' AND x.conparentid = 0 AND (t ->> 'oid')::oid IN (x.conrelid, x.confrelid);
+  IF others IS NOT NULL THEN
+    RAISE NOTICE 'SHARE ROW EXCLUSIVE on %: nobody writes there until this transaction ends', others;
+  END IF;
+  SELECT format('%I.%I', p.schema_name, p.partition_name) INTO others FROM _partition_parts(t) p
+  WHERE p.is_default;
+  IF others IS NOT NULL THEN
+    RAISE NOTICE 'ACCESS EXCLUSIVE on % (DEFAULT): nobody reads all of table %.% until this transaction ends',
+      others, t ->> 'table_schema', t ->> 'table_name';
+  END IF;
+END
+""",
+    "tell which locks a new partition takes that others feel",
     volatile=True,
 )
 
@@ -88,8 +127,8 @@ EXTEND = Routine(
 DECLARE
   piece record; done jsonb := '[]'; told text; made integer := 0; ends integer;
 BEGIN
-  IF NOT dry_run THEN
-    PERFORM _partition_turn(t);
+  IF NOT dry_run AND NOT _partition_turn(t) THEN
+    RETURN _partition_told(NULL, 'skipped', '{BUSY}');
   END IF;
   FOR piece IN SELECT * FROM _partition_pieces(t, ahead, behind) x LOOP
     IF made >= room THEN
@@ -99,6 +138,9 @@ BEGIN
     END IF;
     told := concat(_partition_shown(piece.lower, t ->> 'key_type'), ' to ',
       _partition_shown(piece.upper, t ->> 'key_type'));
+    IF made = 0 AND NOT dry_run THEN
+      PERFORM _partition_warn(t);
+    END IF;
     FOR attempt IN 1 .. 8 LOOP
       BEGIN
         IF NOT dry_run THEN
@@ -253,7 +295,7 @@ BEGIN
   PERFORM _partition_record('ensure', results);
 END
 """,
-    "bring every enabled table with windows of days to its horizon; returns what it made",
+    f"bring every enabled table with windows of days to its horizon; returns what it made{ALONE}",
     volatile=True,
     door=True,
 )
@@ -309,7 +351,7 @@ BEGIN
   RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
 END
 """,
-    "make the current window of a table and so many after it, as far as they are not there",
+    f"make the current window of a table and so many after it, as far as they are not there{ALONE}",
     volatile=True,
     door=True,
 )
@@ -330,4 +372,4 @@ END
     "refuse NULL, which means all tables elsewhere",
 )
 
-ROUTINES = (ATTACH, TURN, TOLD, RESULT, EMIT, FIT, COUNT, RECORD, NAMED, EXTEND, HORIZON, DAILY, FUTURE)
+ROUTINES = (ATTACH, TURN, TOLD, RESULT, EMIT, FIT, COUNT, RECORD, NAMED, WARN, EXTEND, HORIZON, DAILY, FUTURE)

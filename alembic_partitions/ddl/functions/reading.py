@@ -12,8 +12,8 @@ DECLARE
 BEGIN
   IF told IS NULL THEN
     RETURN now();
-  ELSIF told !~ '(Z|[+-][0-9]{2}(:?[0-9]{2})?)$' THEN
-    RAISE EXCEPTION 'alembic_partitions.now is %, which has no offset', told
+  ELSIF told !~ '[0-9]:[0-5][0-9](:[0-9.]+)? ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$' THEN
+    RAISE EXCEPTION 'alembic_partitions.now is %, which has no time or no offset', told
       USING ERRCODE = 'invalid_parameter_value',
       HINT = 'Give an instant such as 2026-04-05 13:37:11+12, or RESET alembic_partitions.now.';
   END IF;

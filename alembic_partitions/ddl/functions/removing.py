@@ -1,6 +1,6 @@
 """What retention takes: detached as far as a function may, marked as ddl/removal.py does."""
 
-from .making import OUTCOMES
+from .making import ALONE, BUSY, OUTCOMES
 from .routine import Routine
 
 DUE = Routine(
@@ -210,13 +210,13 @@ RETIRE = Routine(
     "_partition_retire",
     "t jsonb, dry_run boolean",
     "jsonb",
-    """
+    f"""
 DECLARE
   plan record; part jsonb; note text; name text; done jsonb := '[]'; number integer := 0;
   most integer := (t ->> 'max_drops')::integer;
 BEGIN
-  IF NOT dry_run THEN
-    PERFORM _partition_turn(t);
+  IF NOT dry_run AND NOT _partition_turn(t) THEN
+    RETURN _partition_told(NULL, 'skipped', '{BUSY}');
   END IF;
   IF t ->> 'on_expiry' <> 'archive' THEN
     done := _partition_discard(t, dry_run);
@@ -239,7 +239,7 @@ BEGIN
       EXIT;
     END IF;
     number := number + 1;
-    name := _partition_name(part ->> 'name', 'detached', '{}', part ->> 'schema');
+    name := _partition_name(part ->> 'name', 'detached', '{{}}', part ->> 'schema');
     IF number = 1 AND NOT dry_run THEN
       RAISE NOTICE 'a plain DETACH keeps everybody from table %.% until this transaction ends',
         t ->> 'table_schema', t ->> 'table_name';
@@ -315,7 +315,8 @@ BEGIN
     WHERE done <> '[]';
 END
 """,
-    "detach what retention lets go, drop what on_expiry and grace do; a dry run unless dry_run is false",
+    "detach what retention lets go, drop what on_expiry and grace do; a dry run unless dry_run is false"
+    + ALONE,
     volatile=True,
     door=True,
 )
