@@ -1,7 +1,8 @@
 """Functions for people in psql: what the package answers and does, answered and done in the database.
 
-They live in a schema with a mark in their comments, run with the rights of whoever calls them, and are text
-alone: no partition, no row and no configuration hangs on them.
+They live in a schema with a mark in their comments, run with the rights of whoever calls them (a superuser
+changes a table with those of its owner), and are text alone: no partition, no row and no configuration hangs
+on them.
 """
 
 from __future__ import annotations

@@ -97,18 +97,19 @@ MAINTENANCE = Routine(
     OUTCOMES,
     f"""
 DECLARE
-  t jsonb; done jsonb; results jsonb := '[]'; busy bigint[] := '{{}}'; doubt text := _partition_doubt();
-  dry boolean := coalesce(dry_run, true);
+  t jsonb; done jsonb; results jsonb := '[]'; tables jsonb[]; busy bigint[] := '{{}}';
+  doubt text := _partition_doubt(); dry boolean := coalesce(dry_run, true);
 BEGIN
   PERFORM _partition_now();
+  tables := ARRAY(SELECT x FROM _partition_tables(target) x);
   IF target IS NOT NULL THEN
-    PERFORM _partition_fit(x) FROM _partition_tables(target) x;
+    PERFORM _partition_fit(tables[1]);
   END IF;
   IF NOT dry THEN
     PERFORM _partition_one_run();
   END IF;
   -- First of all what takes long and blocks nobody, for the locks of all that follows last to the end.
-  FOR t IN SELECT x FROM _partition_tables(target) x
+  FOR t IN SELECT x FROM unnest(tables) x
     WHERE (x ->> 'enabled')::boolean AND x ->> 'problem' IS NULL
   LOOP
     BEGIN
@@ -120,7 +121,7 @@ BEGIN
     results := results || _partition_result(t, done);
     RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
   END LOOP;
-  FOR t IN SELECT x FROM _partition_tables(target) x WHERE (x ->> 'enabled')::boolean LOOP
+  FOR t IN SELECT x FROM unnest(tables) x WHERE (x ->> 'enabled')::boolean LOOP
     done := _partition_at_horizon(t, {MOST} - _partition_count(results, 'created'), dry);
     IF done @> _partition_told(NULL, 'skipped', '{BUSY}') THEN
       busy := busy || (t ->> 'oid')::bigint;
@@ -129,7 +130,7 @@ BEGIN
     RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
   END LOOP;
   -- Last of all: from a plain DETACH on nobody reads the table until this transaction ends.
-  FOR t IN SELECT x FROM _partition_tables(target) x
+  FOR t IN SELECT x FROM unnest(tables) x
     WHERE (x ->> 'enabled')::boolean AND x ->> 'problem' IS NULL AND x ->> 'retention' IS NOT NULL
     AND NOT (x ->> 'oid')::bigint = ANY (busy)
   LOOP
