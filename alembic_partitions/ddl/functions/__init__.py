@@ -23,7 +23,19 @@ from alembic_partitions.plan import (
     SPLITTING_MARK,
 )
 
-from . import arithmetic, bounds, clocks, dropping, looking, making, owning, reading, removing, tending
+from . import (
+    arithmetic,
+    bounds,
+    clocks,
+    dropping,
+    looking,
+    making,
+    owning,
+    reading,
+    removing,
+    telling,
+    tending,
+)
 from .routine import FUNCTION_MARK, Routine
 
 __all__ = ["ROUTINES", "DropFunctions", "function_elements"]
@@ -34,6 +46,7 @@ ROUTINES: tuple[Routine, ...] = (
     *bounds.ROUTINES,
     *reading.ROUTINES,
     *owning.ROUTINES,
+    *telling.ROUTINES,
     *making.ROUTINES,
     *removing.ROUTINES,
     *dropping.ROUTINES,

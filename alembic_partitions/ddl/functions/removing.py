@@ -1,7 +1,8 @@
 """What retention takes: detached as far as a function may, marked as ddl/removal.py does."""
 
-from .making import ALONE, BUSY, OUTCOMES
+from .making import ALONE, BUSY
 from .routine import Routine
+from .telling import OUTCOMES
 
 DUE = Routine(
     "_partition_due",
@@ -215,7 +216,7 @@ DECLARE
   plan record; part jsonb; note text; name text; done jsonb := '[]'; number integer := 0;
   most integer := (t ->> 'max_drops')::integer;
 BEGIN
-  IF NOT dry_run AND NOT _partition_turn(t) THEN
+  IF NOT dry_run AND NOT _partition_take_turn(t) THEN
     RETURN _partition_told(NULL, 'skipped', '{BUSY}');
   END IF;
   IF t ->> 'on_expiry' <> 'archive' THEN

@@ -1,7 +1,8 @@
 """Statistics, and the daily run: statistics, the horizon, then retention."""
 
-from .making import ALONE, BUSY, MOST, OUTCOMES
+from .making import ALONE, BUSY, MOST
 from .routine import Routine
+from .telling import OUTCOMES
 
 ANALYZE = Routine(
     "_partition_analyze",
