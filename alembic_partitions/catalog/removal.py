@@ -150,10 +150,13 @@ def _detached(row: Row[Any], owner: ManagedTable) -> Detached | None:
 
 
 def _from_mark(row: Row[Any], told: Mapping[str, Any], table: ManagedTable, prefix: str) -> Detached | None:
-    # A name may be another table's by now, so OIDs decide; but for what came out of a dump.
-    of_this = told["of"] == table.oid
-    restored = told["oid"] != row.oid and told["table"] == [table.schema, table.name]
-    if not (of_this or restored) or told["key"] != table.key_type:
+    # A name may be another table's by now, so OIDs decide; but for what came out of a dump: there its OIDs
+    # mean nothing, or another table.
+    if told["oid"] == row.oid:
+        is_ours = told["of"] == table.oid
+    else:
+        is_ours = told["table"] == [table.schema, table.name]
+    if not is_ours or told["key"] != table.key_type:
         return None
     lower, upper = bounds_of(str(told["bound"]), _key_type(table))
     export = told.get("export")

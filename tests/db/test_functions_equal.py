@@ -96,6 +96,9 @@ def told(windows: Grid) -> str:
             "week_offset": (3 - windows.week_start) % 7,
             "key_type": windows.key_type,
             "column_timezone": windows.column_timezone,
+            "zones": {
+                z: z != "UTC" for z in (windows.timezone, windows.column_timezone)
+            },  # of those after 2037
         }
     )
 

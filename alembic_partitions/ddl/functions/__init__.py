@@ -1,7 +1,8 @@
 """Functions for people in psql: what the package answers and does, answered and done in the database.
 
-They live in a schema with a mark in their comments, run with the rights of whoever calls them, and are text
-alone: no partition, no row and no configuration hangs on them.
+They live in a schema with a mark in their comments, run with the rights of whoever calls them (a superuser
+changes a table with those of its owner), and are text alone: no partition, no row and no configuration hangs
+on them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,19 @@ from alembic_partitions.plan import (
     SPLITTING_MARK,
 )
 
-from . import arithmetic, bounds, clocks, dropping, looking, making, reading, removing, tending
+from . import (
+    arithmetic,
+    bounds,
+    clocks,
+    dropping,
+    looking,
+    making,
+    owning,
+    reading,
+    removing,
+    telling,
+    tending,
+)
 from .routine import FUNCTION_MARK, Routine
 
 __all__ = ["ROUTINES", "DropFunctions", "function_elements"]
@@ -32,6 +45,8 @@ ROUTINES: tuple[Routine, ...] = (
     *arithmetic.ROUTINES,
     *bounds.ROUTINES,
     *reading.ROUTINES,
+    *owning.ROUTINES,
+    *telling.ROUTINES,
     *making.ROUTINES,
     *removing.ROUTINES,
     *dropping.ROUTINES,
@@ -50,7 +65,12 @@ _LITERALS = {
     "SPLIT_GROUP_MARK": quoted_text(SPLIT_GROUP_MARK),
 }
 # Stand for schemas whose names are known only when the statement runs: with --sql and without a schema.
-_HOME, _CONFIG, _HOME_TEXT = "@home@", "@config@", "@home_text@"
+_HOME, _CONFIG, _HOME_TEXT, _CONFIG_TEXT = "@home@", "@config@", "@home_text@", "@config_text@"
+# Each call of ours in a body: no search_path leads to our schema, as others may have functions there, too.
+_CALL = re.compile(r"(?<![\w.])(?=(?:_partition_\w+|list_partitions)\()")
+# The names of schemas come into what it encloses, perhaps when nothing can look at them any more: longer
+# than any name, so that none can hold it.
+_TAG = "$the_body_of_a_function_for_psql_which_no_name_in_it_can_ever_close$"
 _NAMES = ", ".join(quoted_text(routine.name) for routine in ROUTINES)
 
 
@@ -69,7 +89,8 @@ class _Placed(Element):
     def sql(self) -> str:
         text = self.template()
         if self.schema is not None and self.home is not None:
-            found = {_HOME: quote(self.schema), _CONFIG: quote(self.home), _HOME_TEXT: _literal(self.schema)}
+            found = {_HOME: quote(self.schema), _CONFIG: quote(self.home)}
+            found |= {_HOME_TEXT: _literal(self.schema), _CONFIG_TEXT: _literal(self.home)}
             return re.sub("|".join(found), lambda match: found[match[0]], text)
         ours = (
             "(SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
@@ -80,9 +101,10 @@ class _Placed(Element):
         schema = "home" if self.schema is None else quoted_text(self.schema)
         return do_block(
             f"DECLARE home text := {home};\nBEGIN\n"
-            f"  EXECUTE replace(replace(replace({_dollars(text)},\n"
+            f"  EXECUTE replace(replace(replace(replace({_dollars(text)},\n"
             f"    {quoted_text(_HOME)}, quote_ident({schema})), {quoted_text(_CONFIG)}, quote_ident(home)),\n"
-            f"    {quoted_text(_HOME_TEXT)}, quote_literal({schema}));\n"
+            f"    {quoted_text(_HOME_TEXT)}, quote_literal({schema})),\n"
+            f"    {quoted_text(_CONFIG_TEXT)}, quote_literal(home));\n"
         )
 
 
@@ -117,8 +139,7 @@ class CreateFunction(_Placed):
 
     def template(self) -> str:
         body = re.sub(r"@([A-Z_]+)@", lambda match: _LITERALS[match[1]], self.routine.body)
-        places = [_HOME] if self.schema == self.home else [_HOME, _CONFIG]
-        return self.routine.sql(_HOME, ", ".join(["pg_catalog", *places, "pg_temp"]), _dollars(body))
+        return self.routine.sql(_HOME, f"{_TAG}{_CALL.sub(f'{_HOME}.', body)}{_TAG}")
 
 
 @dataclass(eq=False)
@@ -171,11 +192,11 @@ class DropFunctions(_Placed):
             "    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace\n"
             f"    WHERE n.nspname = place AND c.relname = {quoted_text(looking.VIEW)}\n"
             f"    AND c.relkind = 'v' AND {_marked('c.oid', 'pg_class')}\n"
-            "  LOOP EXECUTE format('DROP VIEW %s', name);\n  END LOOP;\n"
+            "  LOOP EXECUTE 'DROP VIEW ' || name;\n  END LOOP;\n"
             "  FOR name IN SELECT p.oid::regprocedure\n"
             "    FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace\n"
             f"    WHERE n.nspname = place AND {_marked('p.oid', 'pg_proc')}\n"
-            "  LOOP EXECUTE format('DROP FUNCTION %s', name);\n  END LOOP;\n"
+            "  LOOP EXECUTE 'DROP FUNCTION ' || name;\n  END LOOP;\n"
         )
 
 

@@ -63,8 +63,8 @@ DECLARE
   day date := _partition_first_day(t, number);
 BEGIN
   -- The package knows no clock changes after 2037, so here none are made either.
-  IF day > date '2038-01-01' AND (_partition_changes_clocks(t ->> 'timezone')
-      OR t ->> 'key_type' = 'timestamp' AND _partition_changes_clocks(t ->> 'column_timezone')) THEN
+  IF day > date '2038-01-01' AND ((t -> 'zones' ->> (t ->> 'timezone'))::boolean
+      OR t ->> 'key_type' = 'timestamp' AND (t -> 'zones' ->> (t ->> 'column_timezone'))::boolean) THEN
     RETURN NULL;
   END IF;
   RETURN _partition_first_instant(day + (t ->> 'day_start')::time, t ->> 'timezone');

@@ -21,10 +21,12 @@ BEGIN
     ORDER BY r.relname
   LOOP
     -- Whoever owns a table may write any comment on it.
-    CONTINUE WHEN c.relowner NOT IN (owner, current_user::regrole);
+    CONTINUE WHEN c.relowner NOT IN (owner, to_regrole(quote_ident(current_user)));
     BEGIN
       told := substr(c.description, length(@DETACHED_MARK@) + 1)::jsonb;
-      CONTINUE WHEN told ->> 'of' IS DISTINCT FROM t ->> 'oid'
+      -- Out of a dump a table comes with other OIDs: then its name alone says whose it was.
+      CONTINUE WHEN (CASE WHEN told ->> 'oid' = c.oid::text THEN told ->> 'of' = t ->> 'oid'
+          ELSE told -> 'table' = jsonb_build_array(t ->> 'table_schema', t ->> 'table_name') END) IS NOT TRUE
         OR told ->> 'key' IS DISTINCT FROM t ->> 'key_type'
         OR told -> 'as' IS DISTINCT FROM jsonb_build_array(c.nspname, c.relname)
         OR told ->> 'schema' IS DISTINCT FROM c.nspname OR told ? 'export';
@@ -47,6 +49,48 @@ END
     door=True,
 )
 
+STILL = Routine(
+    "_partition_still",
+    "relation oid, place text, told jsonb, mode text",
+    "void",
+    """
+BEGIN
+  EXECUTE format('LOCK TABLE ONLY %s IN %s MODE', place, mode);
+  IF NOT EXISTS (SELECT FROM pg_class c, obj_description(c.oid, 'pg_class') mark
+      WHERE c.oid = relation AND c.oid = to_regclass(place) AND NOT c.relispartition
+      AND CASE WHEN mark ^@ @DETACHED_MARK@
+        THEN substr(mark, length(@DETACHED_MARK@) + 1)::jsonb = told END) THEN
+    RAISE EXCEPTION '% is not what it was when this was planned', place
+      USING ERRCODE = 'object_not_in_prerequisite_state';
+  END IF;
+END
+""",
+    "lock what was detached, and make sure that it is what it was",
+    volatile=True,
+)
+
+REMARK = Routine(
+    "_partition_remark",
+    "t jsonb, relation oid, place text, name text, told jsonb, dry_run boolean",
+    "jsonb",
+    """
+BEGIN
+  IF NOT dry_run THEN
+    PERFORM _partition_still(relation, place, told, 'SHARE UPDATE EXCLUSIVE');
+    EXECUTE format('COMMENT ON TABLE %s IS %L', place, @DETACHED_MARK@
+      || (told || jsonb_build_object('fate', t ->> 'on_expiry',
+        'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"')))::text);
+  END IF;
+  RETURN _partition_told(name, 'skipped',
+    'on_expiry has changed since it was detached, so its grace begins anew');
+EXCEPTION WHEN OTHERS THEN
+  RETURN _partition_told(name, 'failed', SQLERRM);
+END
+""",
+    "say of what was detached what on_expiry says now; from then on its grace counts",
+    volatile=True,
+)
+
 DISCARD = Routine(
     "_partition_discard",
     "t jsonb, dry_run boolean",
@@ -59,14 +103,7 @@ BEGIN
   FOR old IN SELECT * FROM _partition_detached(t) x ORDER BY x.told ->> 'bound' LOOP
     place := format('%I.%I', old.schema_name, old.name);
     IF old.told ->> 'fate' <> t ->> 'on_expiry' THEN
-      -- From now on: its grace begins anew.
-      IF NOT dry_run THEN
-        EXECUTE format('COMMENT ON TABLE %s IS %L', place, @DETACHED_MARK@
-          || (old.told || jsonb_build_object('fate', t ->> 'on_expiry',
-            'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"')))::text);
-      END IF;
-      done := done || _partition_told(old.name, 'skipped',
-        'on_expiry has changed since it was detached, so its grace begins anew');
+      done := done || _partition_remark(t, old.oid, place, old.name, old.told, dry_run);
       CONTINUE;
     ELSIF old.has_keys THEN
       done := done || _partition_told(old.name, 'skipped', 'it has foreign keys, and dropping it here would'
@@ -80,13 +117,8 @@ BEGIN
     number := number + 1;
     BEGIN
       IF NOT dry_run THEN
-        EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', place);
-        IF NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = old.oid AND c.oid = to_regclass(place)
-            AND NOT c.relispartition AND obj_description(c.oid, 'pg_class') ^@ @DETACHED_MARK@) THEN
-          RAISE EXCEPTION '% is not what it was when this was planned', place
-            USING ERRCODE = 'object_not_in_prerequisite_state';
-        END IF;
-        EXECUTE format('DROP TABLE %s', place);
+        PERFORM _partition_still(old.oid, place, old.told, 'ACCESS EXCLUSIVE');
+        PERFORM _partition_execute(old.oid, ARRAY[format('DROP TABLE %s', place)]);
       END IF;
       done := done || _partition_told(old.name, CASE WHEN dry_run THEN 'would drop' ELSE 'dropped' END,
         format('detached on %s, and its grace of %s is over', left(old.told ->> 'at', 10), t ->> 'grace'));
@@ -101,4 +133,4 @@ END
     volatile=True,
 )
 
-ROUTINES = (DETACHED, DISCARD)
+ROUTINES = (DETACHED, STILL, REMARK, DISCARD)

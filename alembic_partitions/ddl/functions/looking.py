@@ -109,8 +109,8 @@ FAILURES = Routine(
     """
 BEGIN
   RETURN QUERY
-  SELECT line, r.action FROM partition_runs r, regexp_split_to_table(r.error, E'\\n') line
-  WHERE r.id IN (SELECT max(l.id) FROM partition_runs l GROUP BY l.action)
+  SELECT line, r.action FROM @config@.partition_runs r, regexp_split_to_table(r.error, E'\\n') line
+  WHERE r.id IN (SELECT max(l.id) FROM @config@.partition_runs l GROUP BY l.action)
     AND r.error IS NOT NULL AND _partition_now() - r.started_at < interval '7 days'
   ORDER BY r.id DESC;
 EXCEPTION WHEN insufficient_privilege THEN
@@ -126,7 +126,7 @@ LAST_RUN = Routine(
     "timestamptz",
     """
 BEGIN
-  RETURN max(r.started_at) FROM partition_runs r;
+  RETURN max(r.started_at) FROM @config@.partition_runs r;
 EXCEPTION WHEN insufficient_privilege THEN
   RETURN NULL;
 END

@@ -1,9 +1,14 @@
 """Partitions made: the statements of :mod:`alembic_partitions.ddl.partitions`, one subtransaction each."""
 
 from .routine import Routine
+from .telling import OUTCOMES
 
 #: As many as op.create_partitions makes; more would exhaust max_locks_per_transaction.
 MOST = 400
+#: No failure: whoever has the turn does the work.
+BUSY = "another run is at it"
+#: What the comments of those say that take locks.
+ALONE = "; in a transaction of its own: it keeps its locks until that ends"
 
 ATTACH = Routine(
     "_partition_attach",
@@ -12,50 +17,50 @@ ATTACH = Routine(
     """
 DECLARE
   p record; child text := format('%I.%I', t ->> 'table_schema', name);
-  parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name'); other text; goal integer;
+  parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name');
+  whose oid := (t ->> 'oid')::oid; orders text[];
 BEGIN
-  SELECT pg_get_userbyid(c.relowner) AS owner, c.relrowsecurity AS secured, m.amname, s.spcname,
+  SELECT c.relowner, c.relrowsecurity AS secured, m.amname, s.spcname,
          CASE WHEN c.relreplident = 'i' AND NOT EXISTS (
            SELECT FROM pg_index x WHERE x.indrelid = c.oid AND x.indisreplident) THEN 'n'
            ELSE c.relreplident END AS identity INTO STRICT p
   FROM pg_class c LEFT JOIN pg_am m ON m.oid = c.relam LEFT JOIN pg_tablespace s ON s.oid = c.reltablespace
-  WHERE c.oid = (t ->> 'oid')::oid;
-  EXECUTE format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)', child, parent)
-    || coalesce(' USING ' || quote_ident(p.amname), '')
-    || coalesce((SELECT ' WITH (' || string_agg(format('%s = %L', k.key, k.value), ', ') || ')'
-                 FROM jsonb_each_text(t -> 'storage_parameters') k), '')
-    || coalesce(' TABLESPACE ' || quote_ident(coalesce(t ->> 'tablespace', p.spcname)), '');
-  EXECUTE format('COMMENT ON TABLE %s IS %L', child, @PARTITION_MARK@ || 'ensure');
-  FOR other IN SELECT x.conname FROM pg_constraint x WHERE x.conrelid = child::regclass AND x.contype = 'x'
-  LOOP
-    -- Up to PostgreSQL 17 ATTACH would make them a second time.
-    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', child, other);
-  END LOOP;
+  WHERE c.oid = whose;
+  PERFORM _partition_execute(whose, ARRAY[
+    format('CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)', child, parent)
+      || coalesce(' USING ' || quote_ident(p.amname), '')
+      || coalesce((SELECT ' WITH (' || string_agg(format('%s = %L', k.key, k.value), ', ') || ')'
+                   FROM jsonb_each_text(t -> 'storage_parameters') k), '')
+      || coalesce(' TABLESPACE ' || quote_ident(coalesce(t ->> 'tablespace', p.spcname)), ''),
+    format('COMMENT ON TABLE %s IS %L', child, @PARTITION_MARK@ || 'ensure')]);
+  -- Exclusion constraints: up to PostgreSQL 17 ATTACH would make them a second time.
+  orders := ARRAY(SELECT format('ALTER TABLE %s DROP CONSTRAINT %I', child, x.conname)
+                  FROM pg_constraint x WHERE x.conrelid = child::regclass AND x.contype = 'x');
   IF p.identity IN ('f', 'n') THEN
-    EXECUTE format('ALTER TABLE %s REPLICA IDENTITY %s', child,
+    orders := orders || format('ALTER TABLE %s REPLICA IDENTITY %s', child,
       CASE p.identity WHEN 'f' THEN 'FULL' ELSE 'NOTHING' END);
   END IF;
   IF p.secured THEN
-    EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', child);
+    orders := orders || format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', child);
   END IF;
-  FOR other, goal IN SELECT a.attname, a.attstattarget FROM pg_attribute a
-    WHERE a.attrelid = (t ->> 'oid')::oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
-    ORDER BY a.attnum
-  LOOP
-    EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', child, other, goal);
-  END LOOP;
-  IF p.owner <> current_user THEN
-    EXECUTE format('ALTER TABLE %s OWNER TO %I', child, p.owner);
+  orders := orders || ARRAY(
+    SELECT format('ALTER TABLE %s ALTER COLUMN %I SET STATISTICS %s', child, a.attname, a.attstattarget)
+    FROM pg_attribute a
+    WHERE a.attrelid = whose AND a.attnum > 0 AND NOT a.attisdropped AND a.attstattarget >= 0
+    ORDER BY a.attnum);
+  IF p.relowner <> (SELECT c.relowner FROM pg_class c WHERE c.oid = child::regclass) THEN
+    orders := orders || format('ALTER TABLE %s OWNER TO %I', child, pg_get_userbyid(p.relowner));
   END IF;
-  EXECUTE format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, child,
+  orders := orders || format('ALTER TABLE %s ATTACH PARTITION %s FOR VALUES FROM (%L) TO (%L)', parent, child,
     _partition_literal(lower, t ->> 'key_type', false), _partition_literal(upper, t ->> 'key_type', true));
+  PERFORM _partition_execute(whose, orders);
   IF p.identity = 'i' THEN
-    FOR other IN SELECT c.relname FROM pg_index q JOIN pg_inherits i ON i.inhparent = q.indexrelid
+    orders := ARRAY(
+      SELECT format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', child, c.relname)
+      FROM pg_index q JOIN pg_inherits i ON i.inhparent = q.indexrelid
       JOIN pg_index x ON x.indexrelid = i.inhrelid JOIN pg_class c ON c.oid = x.indexrelid
-      WHERE q.indrelid = (t ->> 'oid')::oid AND q.indisreplident AND x.indrelid = child::regclass
-    LOOP
-      EXECUTE format('ALTER TABLE %s REPLICA IDENTITY USING INDEX %I', child, other);
-    END LOOP;
+      WHERE q.indrelid = whose AND q.indisreplident AND x.indrelid = child::regclass);
+    PERFORM _partition_execute(whose, orders);
   END IF;
 END
 """,
@@ -64,19 +69,54 @@ END
 )
 
 TURN = Routine(
-    "_partition_turn",
+    "_partition_take_turn",
+    "t jsonb",
+    "boolean",
+    """
+DECLARE
+  mine boolean := true;
+BEGIN
+  BEGIN
+    PERFORM set_config('lock_timeout', '1s', true);
+    PERFORM pg_advisory_xact_lock(@PARENT_LOCK_CLASS@, CASE WHEN (t ->> 'oid')::bigint >= 2147483648
+      THEN (t ->> 'oid')::bigint - 4294967296 ELSE (t ->> 'oid')::bigint END::integer);
+  EXCEPTION WHEN lock_not_available THEN
+    mine := false;
+  END;
+  -- Others queue behind whoever waits for a lock on a table.
+  PERFORM set_config('lock_timeout', '40ms', true);
+  RETURN mine;
+END
+""",
+    "take the turn to make or remove partitions of a table, until the transaction ends; false: not to be had",
+    volatile=True,
+)
+
+WARN = Routine(
+    "_partition_warn",
     "t jsonb",
     "void",
     """
+DECLARE
+  others text;
 BEGIN
-  PERFORM set_config('lock_timeout', '2s', true);
-  PERFORM pg_advisory_xact_lock(@PARENT_LOCK_CLASS@, CASE WHEN (t ->> 'oid')::bigint >= 2147483648
-    THEN (t ->> 'oid')::bigint - 4294967296 ELSE (t ->> 'oid')::bigint END::integer);
-  -- Others queue behind whoever waits for a lock on a table.
-  PERFORM set_config('lock_timeout', '40ms', true);
+  SELECT string_agg(DISTINCT format('%I.%I', n.nspname, r.relname), ', ') INTO others
+  FROM pg_constraint x
+  JOIN pg_class r ON r.oid = CASE WHEN x.conrelid = (t ->> 'oid')::oid THEN x.confrelid ELSE x.conrelid END
+  JOIN pg_namespace n ON n.oid = r.relnamespace
+  WHERE x.contype = 'f' AND x.conparentid = 0 AND (t ->> 'oid')::oid IN (x.conrelid, x.confrelid);
+  IF others IS NOT NULL THEN
+    RAISE NOTICE 'SHARE ROW EXCLUSIVE on %: nobody writes there until this transaction ends', others;
+  END IF;
+  SELECT format('%I.%I', p.schema_name, p.partition_name) INTO others FROM _partition_parts(t) p
+  WHERE p.is_default;
+  IF others IS NOT NULL THEN
+    RAISE NOTICE 'ACCESS EXCLUSIVE on % (DEFAULT): nobody reads all of table %.% until this transaction ends',
+      others, t ->> 'table_schema', t ->> 'table_name';
+  END IF;
 END
 """,
-    "take the turn to make or remove partitions of a table, until the transaction ends",
+    "tell which locks a new partition takes that others feel",
     volatile=True,
 )
 
@@ -88,8 +128,8 @@ EXTEND = Routine(
 DECLARE
   piece record; done jsonb := '[]'; told text; made integer := 0; ends integer;
 BEGIN
-  IF NOT dry_run THEN
-    PERFORM _partition_turn(t);
+  IF NOT dry_run AND NOT _partition_take_turn(t) THEN
+    RETURN _partition_told(NULL, 'skipped', '{BUSY}');
   END IF;
   FOR piece IN SELECT * FROM _partition_pieces(t, ahead, behind) x LOOP
     IF made >= room THEN
@@ -99,6 +139,9 @@ BEGIN
     END IF;
     told := concat(_partition_shown(piece.lower, t ->> 'key_type'), ' to ',
       _partition_shown(piece.upper, t ->> 'key_type'));
+    IF made = 0 AND NOT dry_run THEN
+      PERFORM _partition_warn(t);
+    END IF;
     FOR attempt IN 1 .. 8 LOOP
       BEGIN
         IF NOT dry_run THEN
@@ -130,33 +173,6 @@ END
     volatile=True,
 )
 
-TOLD = Routine(
-    "_partition_told",
-    "name text, action text, detail text",
-    "jsonb",
-    """
-BEGIN
-  RETURN jsonb_build_array(jsonb_build_object('name', name, 'action', action, 'detail', detail));
-END
-""",
-    "one thing done, or left undone, as the doors return it",
-)
-
-OUTCOMES = "TABLE (schema_name text, table_name text, partition_name text, action text, detail text)"
-
-EMIT = Routine(
-    "_partition_outcomes",
-    "t jsonb, done jsonb",
-    OUTCOMES,
-    """
-BEGIN
-  RETURN QUERY SELECT t ->> 'table_schema', t ->> 'table_name', d.name, d.action, d.detail
-    FROM jsonb_to_recordset(done) d (name text, action text, detail text);
-END
-""",
-    "what was done to a table as rows",
-)
-
 FIT = Routine(
     "_partition_fit",
     "t jsonb",
@@ -180,60 +196,6 @@ END
     "refuse a table that nothing is to be done to",
 )
 
-COUNT = Routine(
-    "_partition_count",
-    "results jsonb, what text",
-    "integer",
-    """
-BEGIN
-  RETURN count(*) FROM jsonb_path_query(results, '$[*].done[*].action') a WHERE a #>> '{}' = what;
-END
-""",
-    "how much of something a run has done so far",
-)
-
-RECORD = Routine(
-    "_partition_record",
-    "run text, results jsonb, alone boolean DEFAULT false",
-    "void",
-    """
-DECLARE
-  details jsonb; created integer := _partition_count(results, 'created'); failed text;
-BEGIN
-  SELECT string_agg(format('%s: %s', r.told, concat_ws(': ', d.name, d.detail)), E'\\n') INTO failed
-  FROM jsonb_to_recordset(results) r (told text, done jsonb),
-       jsonb_to_recordset(r.done) d (name text, action text, detail text)
-  WHERE d.action = 'failed';
-  IF failed IS NOT NULL THEN
-    RAISE WARNING '%', failed;
-  END IF;
-  IF run = 'ensure' AND created = 0 AND failed IS NULL THEN
-    RETURN;
-  END IF;
-  SELECT coalesce(jsonb_object_agg(s.told, s.changes), '{}') INTO details
-  FROM (SELECT k.told, jsonb_object_agg(k.what, k.names) AS changes
-        FROM (SELECT r.told, CASE d.action WHEN 'analyzed' THEN 'tended' ELSE d.action END AS what,
-                     jsonb_agg(d.name ORDER BY d.ordinality) AS names
-              FROM jsonb_to_recordset(results) r (told text, done jsonb),
-                   ROWS FROM (jsonb_to_recordset(r.done) AS (name text, action text, detail text))
-                     WITH ORDINALITY d
-              WHERE d.action IN ('created', 'detached', 'dropped', 'analyzed') GROUP BY 1, 2) k
-        GROUP BY k.told) s;
-  IF alone THEN
-    SELECT jsonb_object_agg(r.told, coalesce(details -> r.told, '{}') || '{"alone": true}') INTO details
-    FROM jsonb_to_recordset(results) r (told text);
-  END IF;
-  INSERT INTO partition_runs (started_at, action, created, detached, dropped, details, error)
-  VALUES (now(), run, created, _partition_count(results, 'detached'), _partition_count(results, 'dropped'),
-    details, failed);
-EXCEPTION WHEN insufficient_privilege THEN
-  RAISE NOTICE 'the run could not be written to partition_runs: %', SQLERRM;
-END
-""",
-    "write a run down, as the package does",
-    volatile=True,
-)
-
 DAILY = Routine(
     "create_daily_partitions",
     "",
@@ -253,22 +215,9 @@ BEGIN
   PERFORM _partition_record('ensure', results);
 END
 """,
-    "bring every enabled table with windows of days to its horizon; returns what it made",
+    f"bring every enabled table with windows of days to its horizon; returns what it made{ALONE}",
     volatile=True,
     door=True,
-)
-
-RESULT = Routine(
-    "_partition_result",
-    "t jsonb, done jsonb",
-    "jsonb",
-    """
-BEGIN
-  RETURN jsonb_build_array(jsonb_build_object('done', done,
-    'told', concat(t ->> 'table_schema', '.', t ->> 'table_name')));
-END
-""",
-    "what was done to a table, for the history",
 )
 
 HORIZON = Routine(
@@ -309,7 +258,7 @@ BEGIN
   RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
 END
 """,
-    "make the current window of a table and so many after it, as far as they are not there",
+    f"make the current window of a table and so many after it, as far as they are not there{ALONE}",
     volatile=True,
     door=True,
 )
@@ -330,4 +279,4 @@ END
     "refuse NULL, which means all tables elsewhere",
 )
 
-ROUTINES = (ATTACH, TURN, TOLD, RESULT, EMIT, FIT, COUNT, RECORD, NAMED, EXTEND, HORIZON, DAILY, FUTURE)
+ROUTINES = (ATTACH, TURN, FIT, NAMED, WARN, EXTEND, HORIZON, DAILY, FUTURE)

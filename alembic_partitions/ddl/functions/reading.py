@@ -12,8 +12,8 @@ DECLARE
 BEGIN
   IF told IS NULL THEN
     RETURN now();
-  ELSIF told !~ '(Z|[+-][0-9]{2}(:?[0-9]{2})?)$' THEN
-    RAISE EXCEPTION 'alembic_partitions.now is %, which has no offset', told
+  ELSIF told !~ '[0-9]:[0-5][0-9](:[0-9.]+)? ?(Z|[+-][0-9]{2}(:?[0-9]{2})?)$' THEN
+    RAISE EXCEPTION 'alembic_partitions.now is %, which has no time or no offset', told
       USING ERRCODE = 'invalid_parameter_value',
       HINT = 'Give an instant such as 2026-04-05 13:37:11+12, or RESET alembic_partitions.now.';
   END IF;
@@ -34,6 +34,11 @@ DECLARE
 BEGIN
   IF parent IS NULL THEN
     problem := 'the table does not exist';
+    RETURN;
+  ELSIF NOT t -> 'zones' ?& ARRAY[t ->> 'timezone', zone] THEN
+    -- PostgreSQL reads other spellings, too, and makes a rule with no history of what it does not know.
+    problem := format('%L is not the exact name of a time zone',
+      CASE WHEN t -> 'zones' ? (t ->> 'timezone') THEN zone ELSE t ->> 'timezone' END);
     RETURN;
   END IF;
   SELECT c.relkind, q.partstrat, q.partnatts, a.attname, a.atttypid::regtype::text AS type INTO p
@@ -56,7 +61,7 @@ BEGIN
     ELSIF epoch IS NOT NULL AND NOT starts_with(key_type, 'epoch_') THEN
       problem := 'its key is no integer, so epoch counts nothing';
     ELSIF t ->> 'interval' = 'hour' AND (key_type = 'date'
-        OR key_type = 'timestamp' AND _partition_changes_clocks(zone)) THEN
+        OR key_type = 'timestamp' AND (t -> 'zones' ->> zone)::boolean) THEN
       problem := format('hours cannot divide its key of type %s', p.type);
     ELSIF EXISTS (SELECT FROM jsonb_object_keys(t -> 'storage_parameters') name
                   WHERE name !~ '^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)?$') THEN
@@ -80,10 +85,10 @@ TABLES = Routine(
     "SETOF jsonb",
     """
 DECLARE
-  c record; t jsonb; found integer := 0;
+  c record; t jsonb; zones jsonb; found integer := 0;
 BEGIN
   IF target IS NOT NULL THEN
-    SELECT count(*) INTO found FROM partition_config p
+    SELECT count(*) INTO found FROM @config@.partition_config p
     WHERE _partition_is_meant(target, p.table_schema, p.table_name);
     IF found = 0 THEN
       RAISE EXCEPTION 'table % has no row in partition_config, so there is no policy to act on', target
@@ -94,15 +99,20 @@ BEGIN
         USING ERRCODE = 'ambiguous_alias', HINT = 'Name its schema, too: schema.table.';
     END IF;
   END IF;
+  -- Both take their time, so once for all tables: which zones there are, and whether their clocks change.
+  SELECT coalesce(jsonb_object_agg(z.zone, _partition_changes_clocks(z.zone)), '{}') INTO zones
+  FROM (SELECT DISTINCT unnest(ARRAY[p.timezone, p.column_timezone]) FROM @config@.partition_config p
+        WHERE target IS NULL OR _partition_is_meant(target, p.table_schema, p.table_name)) z (zone)
+  WHERE z.zone IN ('CET', 'EET', 'MET', 'WET') OR z.zone IN (SELECT n.name FROM pg_timezone_names n);
   FOR c IN
     SELECT to_jsonb(p) AS policy, r.oid
-    FROM partition_config p
+    FROM @config@.partition_config p
     LEFT JOIN (pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace)
       ON n.nspname = p.table_schema AND r.relname = p.table_name
     WHERE target IS NULL OR _partition_is_meant(target, p.table_schema, p.table_name)
     ORDER BY p.table_schema, p.table_name
   LOOP
-    t := c.policy || jsonb_build_object('oid', c.oid::bigint,
+    t := c.policy || jsonb_build_object('oid', c.oid::bigint, 'zones', zones,
       'week_offset', (3 - array_position(ARRAY['monday', 'tuesday', 'wednesday', 'thursday', 'friday',
         'saturday', 'sunday'], c.policy ->> 'week_start') + 1 + 7) % 7);
     t := t || (SELECT to_jsonb(k) FROM _partition_key_type(t, c.oid) k);

@@ -1,7 +1,8 @@
 """What retention takes: detached as far as a function may, marked as ddl/removal.py does."""
 
-from .making import OUTCOMES
+from .making import ALONE, BUSY
 from .routine import Routine
+from .telling import OUTCOMES
 
 DUE = Routine(
     "_partition_due",
@@ -123,7 +124,7 @@ BEGIN
     RETURN NULL;
   END IF;
   -- Runs of the last hours are no evidence: they may have been made by that very clock.
-  SELECT max(r.started_at) INTO earlier FROM partition_runs r
+  SELECT max(r.started_at) INTO earlier FROM @config@.partition_runs r
   WHERE r.started_at < now() - interval '12 hours';
   IF now() - earlier > interval '45 days' THEN
     RETURN format('the last run was on %s; if the clock is right, SET alembic_partitions.trust_clock = on',
@@ -144,10 +145,14 @@ ONE_RUN = Routine(
     "void",
     """
 DECLARE
-  told text := concat_ws(E'\\n', 'alembic_partitions run', current_database(), (
-    SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE c.oid = 'partition_config'::regclass));
+  told text := concat_ws(E'\\n', 'alembic_partitions run', current_database(), @config_text@);
 BEGIN
+  -- What else would be made sure of under a lock is as old as the snapshot.
+  IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+    RAISE EXCEPTION 'a transaction that is % does not see what others have changed, so nothing is removed',
+      upper(current_setting('transaction_isolation')) USING ERRCODE = 'object_not_in_prerequisite_state',
+      HINT = 'BEGIN ISOLATION LEVEL READ COMMITTED first, or leave it a dry run.';
+  END IF;
   IF NOT pg_try_advisory_xact_lock(
       ('x' || left(encode(sha256(convert_to(told, 'UTF8')), 'hex'), 16))::bit(64)::bigint) THEN
     RAISE EXCEPTION 'another run is removing or mending partitions' USING ERRCODE = 'lock_not_available',
@@ -168,24 +173,34 @@ DECLARE
   parent text := format('%I.%I', t ->> 'table_schema', t ->> 'table_name');
   child text := format('%I.%I', part ->> 'schema', part ->> 'name');
 BEGIN
-  EXECUTE format('ALTER TABLE %s DETACH PARTITION %s', parent, child);
-  -- From here on nobody can change it.
+  -- Whoever detaches it, attaches it elsewhere or renames it has done so by now, or waits for us.
+  EXECUTE format('LOCK TABLE ONLY %s IN SHARE UPDATE EXCLUSIVE MODE', child);
+  IF NOT EXISTS (SELECT FROM pg_class c JOIN pg_inherits i ON i.inhrelid = c.oid
+                 WHERE c.oid = to_regclass(child) AND c.oid = (part ->> 'oid')::oid
+                 AND i.inhparent = (t ->> 'oid')::oid AND NOT i.inhdetachpending
+                 AND pg_get_expr(c.relpartbound, 0) = part ->> 'bound'
+                 AND (obj_description(c.oid, 'pg_class') ^@ @PARTITION_MARK@
+                   OR obj_description(c.oid, 'pg_class') ^@ @DETACHING_MARK@)) THEN
+    RAISE EXCEPTION '% is not what it was when this was planned', child
+      USING ERRCODE = 'object_not_in_prerequisite_state';
+  END IF;
+  PERFORM _partition_execute((t ->> 'oid')::oid, ARRAY[
+    format('ALTER TABLE %s DETACH PARTITION %s', parent, child)]);
+  -- From here on nobody can change the others.
   IF NOT EXISTS (SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
                  WHERE i.inhparent = (t ->> 'oid')::oid AND NOT i.inhdetachpending
                  AND pg_get_expr(c.relpartbound, 0) <> 'DEFAULT') THEN
     RAISE EXCEPTION '% is the last partition, and stays', child
       USING ERRCODE = 'object_not_in_prerequisite_state';
-  ELSIF to_regclass(child)::oid IS DISTINCT FROM (part ->> 'oid')::oid THEN
-    RAISE EXCEPTION '% is not what it was when this was planned', child
-      USING ERRCODE = 'object_not_in_prerequisite_state';
   END IF;
-  EXECUTE format('COMMENT ON TABLE %s IS %L', child, @DETACHED_MARK@ || jsonb_build_object(
+  PERFORM _partition_execute((t ->> 'oid')::oid, ARRAY[
+    format('COMMENT ON TABLE %s IS %L', child, @DETACHED_MARK@ || jsonb_build_object(
     'oid', (part ->> 'oid')::bigint, 'of', (t ->> 'oid')::bigint,
     'table', jsonb_build_array(t ->> 'table_schema', t ->> 'table_name'), 'key', t ->> 'key_type',
     'partition', part ->> 'name', 'schema', part ->> 'schema', 'bound', part ->> 'bound',
     'fate', t ->> 'on_expiry', 'as', jsonb_build_array(part ->> 'schema', new_name),
-    'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"'))::text);
-  EXECUTE format('ALTER TABLE %s RENAME TO %I', child, new_name);
+    'at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"Z"'))::text),
+    format('ALTER TABLE %s RENAME TO %I', child, new_name)]);
 END
 """,
     "detach a partition, mark it and rename it, so that restore finds it",
@@ -196,13 +211,13 @@ RETIRE = Routine(
     "_partition_retire",
     "t jsonb, dry_run boolean",
     "jsonb",
-    """
+    f"""
 DECLARE
   plan record; part jsonb; note text; name text; done jsonb := '[]'; number integer := 0;
   most integer := (t ->> 'max_drops')::integer;
 BEGIN
-  IF NOT dry_run THEN
-    PERFORM _partition_turn(t);
+  IF NOT dry_run AND NOT _partition_take_turn(t) THEN
+    RETURN _partition_told(NULL, 'skipped', '{BUSY}');
   END IF;
   IF t ->> 'on_expiry' <> 'archive' THEN
     done := _partition_discard(t, dry_run);
@@ -225,7 +240,7 @@ BEGIN
       EXIT;
     END IF;
     number := number + 1;
-    name := _partition_name(part ->> 'name', 'detached', '{}', part ->> 'schema');
+    name := _partition_name(part ->> 'name', 'detached', '{{}}', part ->> 'schema');
     IF number = 1 AND NOT dry_run THEN
       RAISE NOTICE 'a plain DETACH keeps everybody from table %.% until this transaction ends',
         t ->> 'table_schema', t ->> 'table_name';
@@ -301,7 +316,8 @@ BEGIN
     WHERE done <> '[]';
 END
 """,
-    "detach what retention lets go, drop what on_expiry and grace do; a dry run unless dry_run is false",
+    "detach what retention lets go, drop what on_expiry and grace do; a dry run unless dry_run is false"
+    + ALONE,
     volatile=True,
     door=True,
 )

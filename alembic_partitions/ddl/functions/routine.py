@@ -14,8 +14,9 @@ FUNCTION_MARK = f"{MARKS}for psql: "
 class Routine:
     """One PL/pgSQL function.
 
-    In its body ``@mark@`` and its like stand for literals that the package knows too. It names what lies in
-    our schema without one: each function's search_path leads there.
+    In its body ``@DETACHED_MARK@`` and its like stand for literals that the package knows too, ``@config@``
+    for the schema of our two tables. It calls the others without a schema: they get theirs as it is made.
+    Its search_path leads to the catalog alone.
     """
 
     name: str
@@ -33,14 +34,13 @@ class Routine:
         """The comment that makes it ours."""
         return FUNCTION_MARK + self.about
 
-    def sql(self, home: str, path: str, body: str) -> str:
+    def sql(self, home: str, body: str) -> str:
         """Return the statement that makes it.
 
         :param home: its schema, quoted.
-        :param path: the schemas that its search_path leads to, quoted.
         :param body: in dollar quotes.
         """
-        settings = [f"SET search_path = {path}"]
+        settings = ["SET search_path = pg_catalog, pg_temp"]
         if self.door:
             settings += ["SET TimeZone = 'UTC'", "SET DateStyle = 'ISO, YMD'", "SET lock_timeout = '2s'"]
         return (

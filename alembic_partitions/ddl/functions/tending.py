@@ -1,7 +1,8 @@
-"""Statistics, and the daily run: the horizon, statistics, then retention."""
+"""Statistics, and the daily run: statistics, the horizon, then retention."""
 
-from .making import MOST, OUTCOMES
+from .making import ALONE, BUSY, MOST
 from .routine import Routine
+from .telling import OUTCOMES
 
 ANALYZE = Routine(
     "_partition_analyze",
@@ -97,27 +98,42 @@ MAINTENANCE = Routine(
     OUTCOMES,
     f"""
 DECLARE
-  t jsonb; done jsonb; results jsonb := '[]'; doubt text := _partition_doubt();
-  dry boolean := coalesce(dry_run, true);
+  t jsonb; done jsonb; results jsonb := '[]'; tables jsonb[]; busy bigint[] := '{{}}';
+  doubt text := _partition_doubt(); dry boolean := coalesce(dry_run, true);
 BEGIN
   PERFORM _partition_now();
+  tables := ARRAY(SELECT x FROM _partition_tables(target) x);
   IF target IS NOT NULL THEN
-    PERFORM _partition_fit(x) FROM _partition_tables(target) x;
+    PERFORM _partition_fit(tables[1]);
   END IF;
   IF NOT dry THEN
     PERFORM _partition_one_run();
   END IF;
-  FOR t IN SELECT x FROM _partition_tables(target) x WHERE (x ->> 'enabled')::boolean LOOP
+  -- First of all what takes long and blocks nobody, for the locks of all that follows last to the end.
+  FOR t IN SELECT x FROM unnest(tables) x
+    WHERE (x ->> 'enabled')::boolean AND x ->> 'problem' IS NULL
+  LOOP
+    BEGIN
+      done := _partition_analyze(t, false, EXISTS (
+        SELECT FROM _partition_pieces(t, (t ->> 'premake')::integer, (t ->> 'lookback')::integer)), dry);
+    EXCEPTION WHEN OTHERS THEN
+      done := _partition_told(NULL, 'skipped', SQLERRM);
+    END;
+    results := results || _partition_result(t, done);
+    RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
+  END LOOP;
+  FOR t IN SELECT x FROM unnest(tables) x WHERE (x ->> 'enabled')::boolean LOOP
     done := _partition_at_horizon(t, {MOST} - _partition_count(results, 'created'), dry);
-    IF t ->> 'problem' IS NULL THEN
-      done := done || _partition_analyze(t, false, done::text ~ '"action": "(would create|created)"', dry);
+    IF done @> _partition_told(NULL, 'skipped', '{BUSY}') THEN
+      busy := busy || (t ->> 'oid')::bigint;
     END IF;
     results := results || _partition_result(t, done);
     RETURN QUERY SELECT * FROM _partition_outcomes(t, done) o;
   END LOOP;
   -- Last of all: from a plain DETACH on nobody reads the table until this transaction ends.
-  FOR t IN SELECT x FROM _partition_tables(target) x
+  FOR t IN SELECT x FROM unnest(tables) x
     WHERE (x ->> 'enabled')::boolean AND x ->> 'problem' IS NULL AND x ->> 'retention' IS NOT NULL
+    AND NOT (x ->> 'oid')::bigint = ANY (busy)
   LOOP
     IF dry OR doubt IS NULL THEN
       done := _partition_retired(t, dry);
@@ -135,7 +151,8 @@ BEGIN
   RETURN QUERY SELECT NULL::text, NULL::text, NULL::text, 'not done'::text, _partition_not_done();
 END
 """,
-    "horizon, statistics and retention of one managed table, or of all; a dry run unless dry_run is false",
+    "statistics, horizon and retention of one managed table, or of all; a dry run unless dry_run is false"
+    + ALONE,
     volatile=True,
     door=True,
 )
