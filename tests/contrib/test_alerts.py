@@ -245,6 +245,49 @@ def test_a_notifier_that_hangs_is_given_up_and_never_called_twice(
         go_on.set()
 
 
+def test_two_notifiers_of_one_service_are_two(short: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    def works(title: str, text: str) -> None: ...
+
+    def fails(title: str, text: str) -> bool:
+        return False
+
+    fails.__name__ = "works"
+    for order in ((works, fails), (fails, works)):
+        some = Alerts("json://127.0.0.1/one", notify=order[0], spacing="0 s", quiet="0 s")
+        some._notifiers[0].send, some._notifiers[0].name = order[1], "works"
+        caplog.clear()
+        assert some.check(Source(short))[0].delivered
+        place = 1 if order[1] is fails else 2
+        assert f"alerts: works (number {place} of 2) did not deliver it" in caplog.messages
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+def test_one_notifier_for_several_databases_tells_of_each(
+    short: Engine, database: Database, inbox: Inbox, driver: str
+) -> None:
+    both = threading.Event()
+
+    def slow(title: str, text: str) -> None:
+        both.wait(0.2)  # the other one comes meanwhile
+        both.set()
+        inbox.notify(title, text)
+
+    some = Alerts(notify=slow, timeout="20 s")
+    away = database.driver_url(driver).set(port=1, database="elsewhere")
+
+    async def check() -> list[tuple[Sent, ...]]:
+        url = database.driver_url(driver)
+        engines = [
+            create_async_engine(one) if driver == "asyncpg" else create_engine(one) for one in (url, away)
+        ]
+        return await asyncio.gather(*(some.acheck(Source(one)) for one in engines))
+
+    here, there = asyncio.run(check())
+    assert here[0].delivered
+    assert there[0].delivered
+    assert len(inbox.titles) == 2
+
+
 def test_a_database_that_is_away_is_told_by_each_process_and_so_is_its_return(
     engine: Engine, database: Database, inbox: Inbox, caplog: pytest.LogCaptureFixture
 ) -> None:

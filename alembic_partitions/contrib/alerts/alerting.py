@@ -78,7 +78,8 @@ class Alerts:
     :param warn_days: a runway in days that is worth a message if it is shorter.
     :param quiet: how long people are left alone about one problem that stands, unless it gets worse.
     :param spacing: how long they are left alone after any message.
-    :param timeout: how long a notifier may take; one that takes longer is not called again meanwhile.
+    :param timeout: how long a notifier may take; one that takes longer is not called again meanwhile. For as
+        long a message waits for one that is busy with another database's.
     :param correlation: makes the id of a problem.
     :raises SettingError: Apprise can do nothing with one of the URLs.
     """
@@ -96,12 +97,15 @@ class Alerts:
         self._notifiers = [by_url(url) for url in urls]
         if notify is not None:
             self._notifiers.append(Notifier(getattr(notify, "__name__", "notify"), notify))
+        if len(self._notifiers) > 1:
+            for number, one in enumerate(self._notifiers, start=1):
+                one.place = f" (number {number} of {len(self._notifiers)})"
         self._warn_days = warn_days
         self._timeout = seconds("timeout", timeout)
         self._rules = Rules(
             quiet=timedelta(seconds=seconds("quiet", quiet)),
             spacing=timedelta(seconds=seconds("spacing", spacing)),
-            patience=timedelta(seconds=2 * self._timeout),
+            patience=timedelta(seconds=3 * self._timeout),
         )
         self._new_id = correlation or partial(secrets.token_hex, 4)
         # What this process has told: that a database is away; and the rest, where its rows cannot be used.
