@@ -16,7 +16,7 @@ from alembic_partitions.contrib.schedule import Schedule, rhythm, runs
 from alembic_partitions.contrib.schedule import scheduling as schedule
 from alembic_partitions.contrib.schedule.beating import BEAT
 from alembic_partitions.contrib.schedule.runs import Runs
-from alembic_partitions.errors import RunUnderWay
+from alembic_partitions.errors import NoPartitionError, PolicyError, RunUnderWay
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.maintenance import Report, Standing, TableResult
 from tests.zones import utc
@@ -89,10 +89,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return made
 
 
-def started(every: str | None = None, cron: str | None = None, **options: Any) -> Schedule:
+def started(
+    every: str | None = None, cron: str | None = None, orders: dict[str, Any] | None = None, **options: Any
+) -> Schedule:
     """Return a schedule whose heart does not beat by itself."""
     keeper = Keeper(create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nowhere"))
-    return Schedule(keeper, rhythm(every, cron, AUCKLAND), {}, **options)
+    return Schedule(keeper, rhythm(every, cron, AUCKLAND), orders or {}, **options)
 
 
 def live(world: World, until: str, *schedules: Schedule) -> None:
@@ -286,3 +288,39 @@ def test_a_run_that_dies_is_told_and_tried_again_soon(
     assert "next try in 5 s" in caplog.text
     assert "next try in 20 s" in caplog.text
     assert "hush" not in caplog.text
+
+
+def test_a_run_whose_orders_are_refused_makes_the_horizon_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Any] = []
+
+    def maintain(keeper: Keeper, **orders: Any) -> Report:
+        raise PolicyError(field="retention", problem="given for 2 tables at once", remedy="Name them.")
+
+    monkeypatch.setattr(Keeper, "maintain", maintain)
+    live(world, "2026-04-03 01:37:13", started("12h", on_run=lambda report, error: told.append(error)))
+    assert world.ensured == 2
+    assert [type(error) for error in told] == [PolicyError] * 2
+    assert "given for 2 tables at once. Name them.; next try in 5 s" in caplog.text
+
+
+def test_a_partition_to_vacuum_that_is_gone_stops_no_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "alembic_partitions")
+    gone = {"odds_p1", "odds_p2"}
+    tended: list[Any] = []
+
+    def maintain(keeper: Keeper, **orders: Any) -> Report:
+        for name in orders["vacuum"]:
+            if name in gone:
+                raise NoPartitionError(name=name)
+        tended.append(orders)
+        return world.maintain()
+
+    monkeypatch.setattr(Keeper, "maintain", maintain)
+    vacuum = ("odds_p1", "odds_p2", "odds_p3", "closed")
+    live(world, "2026-04-03 03:00:00", started("1 h", orders={"vacuum": vacuum, "analyze": True}))
+    assert tended == [{"vacuum": ["odds_p3", "closed"], "analyze": True}] * 2
+    assert caplog.text.count("no vacuum of odds_p1: it is no partition any more") == 1, "said once"

@@ -14,11 +14,12 @@ from typing import Any, TypeAlias
 from sqlalchemy.util import await_only
 
 from alembic_partitions import maintenance
-from alembic_partitions.errors import RunUnderWay
+from alembic_partitions.errors import NoPartitionError, PartitionError, RunUnderWay
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.locks import one_run, one_schedule
 from alembic_partitions.maintenance import Report, Standing
 from alembic_partitions.sessions import side_connection
+from alembic_partitions.talk import explain
 
 from .rhythm import Rhythm
 
@@ -152,10 +153,12 @@ class Runs:
             return _BUSY
         began = time.monotonic()
         try:
-            report = self._keeper.maintain(**self._orders)
+            report = self._maintain()
         except RunUnderWay:
             return _BUSY
         except Exception as error:
+            if isinstance(error, PartitionError):
+                self._ensure()
             self._done(None, error)
             raise
         if report.in_recovery:
@@ -169,6 +172,26 @@ class Runs:
         self._done(report, None)
         found = self._look()
         return _UNREADY if found is None else self._wait(found[1]) or 0.0
+
+    def _maintain(self) -> Report:
+        """Maintain; partitions to vacuum that are gone by now are left out."""
+        orders = dict(self._orders)
+        while True:
+            try:
+                return self._keeper.maintain(**orders)
+            except NoPartitionError as error:
+                left = [name for name in orders.get("vacuum", ()) if name != error.name]
+                if len(left) == len(orders.get("vacuum", ())):
+                    raise
+                self._tell(f"vacuum {error.name}", f"no vacuum of {error.name}: it is no partition any more")
+                orders["vacuum"] = left
+
+    def _ensure(self) -> None:
+        """Bring tables to their horizon, which no orders that are refused have to do with."""
+        try:
+            self._keeper.ensure()
+        except Exception as error:  # noqa: BLE001  # the run has failed in any case, and says over what
+            logger.warning("no horizon was made, either: %s", explain(error))
 
     def _remember(self, began: datetime, report: Report) -> None:
         if report.failure is None:
