@@ -18,13 +18,13 @@ from typing import Any
 
 import apscheduler.schedulers.base  # type: ignore[import-untyped]
 import pytest
-from sqlalchemy import URL, Engine, create_engine, select, text
+from sqlalchemy import URL, Engine, create_engine, event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import contrib, keep, maintenance
 from alembic_partitions.cli import running as running_verb
 from alembic_partitions.cli.door import Call
-from alembic_partitions.contrib.schedule import beating, runs
+from alembic_partitions.contrib.schedule import beating, duties, runs
 from alembic_partitions.contrib.schedule import scheduling as schedule
 from alembic_partitions.errors import ExtraMissing, PolicyError
 from alembic_partitions.events import AsyncKeeper
@@ -35,7 +35,7 @@ from alembic_partitions.sessions import side_connection
 from alembic_partitions.talk import shown_log
 from tests.databases import Database
 from tests.projects import Project
-from tests.proxy import proxy
+from tests.proxy import proxy, silence
 from tests.tables import declare, operations, partitions, policy, rows, run
 from tests.terminal import caller
 
@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Beat often; and see to it that no thread outlives its test."""
     monkeypatch.setattr(beating, "BEAT", 0.05)
     monkeypatch.setattr(runs, "_OTHERS", 0.1)
-    monkeypatch.setattr(schedule, "_FIRST_BACK_OFF", 0.1)
+    monkeypatch.setattr(duties, "FIRST_BACK_OFF", 0.1)
     monkeypatch.setattr(runs, "_BUSY", 0.1)
     before = set(threading.enumerate())
     yield
@@ -214,6 +214,53 @@ def test_a_database_that_is_away_is_waited_for(
     assert "hushhush" not in caplog.text
 
 
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+def test_a_connection_that_never_answers_is_given_up_and_holds_nobody(
+    engine: Engine,
+    database: Database,
+    driver: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    declare(engine, "odds", policy())
+    monkeypatch.setattr(schedule, "_LOOK_WITHIN", 0.3)
+    monkeypatch.setattr(schedule, "_LOOK_ENDS", 0.1)
+    ports: list[int] = []
+
+    async def application(port: int) -> None:
+        is_async = driver == "asyncpg"
+        made: Any = (create_async_engine if is_async else create_engine)(database.driver_url(driver))
+
+        @event.listens_for(made.sync_engine if is_async else made, "do_connect")
+        def lead_astray(dialect: Any, record: Any, arguments: Any, where: dict[str, Any]) -> None:
+            if ports:
+                where.update(host="127.0.0.1", port=ports.pop())
+
+        async def done(keeper: Any, what: str, *arguments: Any, **options: Any) -> None:
+            answer = getattr(keeper, what)(*arguments, **options)
+            if is_async:
+                await answer
+
+        keeper = keep(made)
+        ports.append(port)
+        await done(keeper, "start", every="12h")
+        while not rows(engine, RUNS):
+            await asyncio.sleep(0.02)
+        await done(keeper, "stop")
+        schedule._LOOK_WITHIN = 300.0
+        ports.append(port)
+        await done(keeper, "start", every="12h")
+        while ports:
+            await asyncio.sleep(0.02)
+        await done(keeper, "stop", timeout="365 d")
+        await (made.dispose() if is_async else asyncio.sleep(0))
+
+    with silence() as port:
+        asyncio.run(asyncio.wait_for(application(port), 60))
+    assert "partition run: no answer for 0.3 s; next try in 0.1 s" in caplog.text
+    until(lambda: not [one for one in threading.enumerate() if one.name == "alembic_partitions schedule"])
+
+
 def test_stopping_waits_for_a_run_as_long_as_it_is_told(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -229,7 +276,7 @@ def test_stopping_waits_for_a_run_as_long_as_it_is_told(
     keeper = keep(engine)
     keeper.start(every="12h")
     begun.wait()
-    doing = keeper.schedule._work.doing
+    doing = keeper.schedule._work.current.doing
     keeper.stop(timeout="0 s")
     assert doing.is_alive()
     assert "partition schedule stopped; its partition run goes on" in caplog.text
@@ -292,7 +339,7 @@ def test_on_an_event_loop(engine: Engine, database: Database, monkeypatch: pytes
         keeper = keep(other)
         await keeper.start(cron="0 0 * * *", timezone="Pacific/Auckland", alerts=Alerts(), on_run=on_run)
         assert keeper.running
-        await came(lambda: told and len(checked) > 1)
+        await came(lambda: told and checked)
         await keeper.stop()
         assert asyncio.all_tasks() == before
 

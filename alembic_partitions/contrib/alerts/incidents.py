@@ -137,7 +137,7 @@ def claims(
     :param unknown: problems that may stand or not: nobody could tell.
     """
     latest = {incident.problem: incident for incident in known}
-    if any(_within(rules.spacing, incident.at, now) for incident in latest.values()):
+    if spacing_left(latest.values(), rules, now):
         return []
     found = []
     for problem in problems:
@@ -159,6 +159,12 @@ def claims(
         else:
             found.append(dataclasses.replace(last, event=Event.RECOVERED, state=Delivery.SENDING, at=now))
     return found
+
+
+def spacing_left(known: Iterable[Incident], rules: Rules, now: datetime) -> timedelta:
+    """Return for how long no message goes out because one has just gone."""
+    ends = (one.at + rules.spacing for one in known if _within(rules.spacing, one.at, now))
+    return max(ends, default=now) - now
 
 
 def _of_standing(
