@@ -363,6 +363,7 @@ def test_nobody_is_alarmed_while_the_first_run_makes_what_is_lacking(
     assert seconds[:1] == ([60] if takes > 60 else []), "but nobody is left in the dark for hours"
     before = len(seconds)
     at_it[0].run()
+    assert not one._work.busy
     one.beat()
     assert len(alerts.checks) == before + 1
     one.beat()
@@ -382,9 +383,16 @@ def test_a_look_without_an_answer_is_given_up_and_a_run_is_not(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     at_it: list[duties.Attempt] = []
-    monkeypatch.setattr(Schedule, "_begin", lambda self, attempt: at_it.append(attempt))
-    one = started("12h")
+    alerts = Counting(world)
+    monkeypatch.setattr(
+        Schedule,
+        "_begin",
+        lambda self, attempt: attempt.run() if attempt is self._checks.current else at_it.append(attempt),
+    )
+    one = started("12h", alerts=alerts)
+    began = world.now
     live(world, "2026-04-03 05:00:00", one)
+    assert alerts.checks[0] - began < timedelta(seconds=32), "people are told"
     assert 5 < len(at_it) < 12, "the more hang, the longer the next is waited for"
     assert "partition run: no answer for 30 s; next try in 5 s" in caplog.text
     assert "partition run: no answer for 60 s; next try in 10 s" in caplog.text
@@ -400,3 +408,19 @@ def test_a_look_without_an_answer_is_given_up_and_a_run_is_not(
     last.run()
     assert len(world.runs) == 1
     assert not one._work.busy
+
+
+def test_at_the_end_nothing_comes_after_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_it: list[duties.Attempt] = []
+    monkeypatch.setattr(Schedule, "_begin", lambda self, attempt: at_it.append(attempt))
+    one = started("12h")
+    one._work.begin(one._begin)
+
+    def run_and_end() -> None:
+        with at_it[0].at_work():
+            assert one._work.end() is at_it[0]
+
+    with pytest.raises(duties.GivenUp):
+        run_and_end()
+    at_it[0].run()
+    assert world.runs == [], "nor does a look that has ended begin one"

@@ -535,3 +535,19 @@ def test_without_an_address_it_goes_where_env_py_goes(
         timer.join()
     assert "the database is away: " in err.getvalue()
     assert "hushhush" not in err.getvalue()
+
+
+@pytest.mark.parametrize(("template", "driver"), [("generic", "psycopg2"), ("async", "asyncpg")])
+def test_an_env_py_that_gets_no_answer_is_no_reason_to_stay(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, driver: str
+) -> None:
+    monkeypatch.setattr(running_verb, "_NO_ANSWER", 0.01)
+    end, err = threading.Event(), io.StringIO()
+    with silence() as port, redirect_stderr(err), shown_log():
+        Project.make(tmp_path, template, database.driver_url(driver).set(host="127.0.0.1", port=port))
+        timer = threading.Timer(0.5, end.set)
+        timer.start()
+        assert running_verb._engines_of_env(Call(config=[str(tmp_path / "alembic.ini")]), end) == []
+    timer.join()
+    assert "no answer from env.py for 0.01 s: does the database answer it?" in err.getvalue()
+    until(lambda: "alembic_partitions env.py" not in [one.name for one in threading.enumerate()])

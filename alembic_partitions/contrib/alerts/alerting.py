@@ -141,7 +141,8 @@ class Alerts:
     def check(self, source: Source) -> tuple[Sent, ...]:
         """Look anew, and tell people what is due; never raises because of a database or a notifier.
 
-        :param source: of a synchronous engine, or within SQLAlchemy's greenlet.
+        :param source: of a synchronous engine, or within SQLAlchemy's greenlet. What this process alone has
+            told is remembered as long as its engine is there.
         :return: what the message was about, if one was due.
         """
         self._after_fork()

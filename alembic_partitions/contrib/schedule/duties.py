@@ -29,7 +29,7 @@ _LONGEST_PATIENCE = 3600.0
 
 
 class GivenUp(Exception):
-    """Nobody waits for this attempt any more: another one may be at it."""
+    """This attempt is to do no more: another one may be at it, or all is to end."""
 
 
 class Attempt:
@@ -40,7 +40,8 @@ class Attempt:
         self.is_at_work = False
         #: When it began, or its last work ended, on the monotonic clock.
         self.since = time.monotonic()
-        self.given_up = False
+        #: Whether another one may be at it; and whether all is to end.
+        self.given_up = self.is_ending = False
         self._duty = duty
 
     def run(self) -> None:
@@ -49,15 +50,23 @@ class Attempt:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Work as long as it takes; raise :class:`GivenUp` if this attempt is to begin nothing any more."""
+        """Work as long as it takes.
+
+        :raises GivenUp: this attempt is to begin nothing any more.
+        """
         with self._duty.lock:
-            if self.given_up:
-                raise GivenUp
+            self._go_on()
             self.is_at_work = True
         try:
             yield
         finally:
-            self.is_at_work, self.since = False, time.monotonic()
+            with self._duty.lock:
+                self.is_at_work, self.since = False, time.monotonic()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.given_up or self.is_ending:
+            raise GivenUp
 
 
 class Duty:
@@ -113,13 +122,13 @@ class Duty:
                     # It may have been asked for meanwhile.
                     self.due_at = min(self.due_at, time.monotonic() + wait)
 
-    def give_up_what_hangs(self) -> None:
-        """Leave an attempt to itself that has not ended for too long."""
+    def give_up_what_hangs(self) -> bool:
+        """Leave an attempt to itself that has not ended for too long; return whether there was one."""
         with self.lock:
             attempt, now = self.current, time.monotonic()
             patience = min(self._patience * 2 ** len(self._hanging), _LONGEST_PATIENCE)
             if attempt is None or attempt.is_at_work or now < attempt.since + patience:
-                return
+                return False
             attempt.given_up = True
             self._hanging.add(attempt)
             self.current = None
@@ -129,12 +138,13 @@ class Duty:
         self._longer()
         if isinstance(attempt.doing, asyncio.Future):
             attempt.doing.cancel()
+        return True
 
     def end(self) -> Attempt | None:
-        """See to it that no work is begun any more; return who is at it."""
+        """See to it that nothing is begun any more; return who is at it."""
         with self.lock:
-            if self.current is not None and not self.current.is_at_work:
-                self.current.given_up = True
+            if self.current is not None:
+                self.current.is_ending = True
             return self.current
 
     def _longer(self) -> None:

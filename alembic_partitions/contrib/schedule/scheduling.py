@@ -205,7 +205,8 @@ class Schedule:
         self._seen = wall, monotonic
         jumped = abs((wall - was_wall) - (monotonic - was_monotonic)) > _STEP
         for duty in self._duties:
-            duty.give_up_what_hangs()
+            if duty.give_up_what_hangs() and not self._has_looked:
+                self._check_soon()
             if not duty.busy and (jumped or monotonic >= duty.due_at):
                 duty.begin(self._begin)
 
