@@ -41,7 +41,7 @@ class Patience:
             return await_only(_answer(work))
         self._hanging = [one for one in self._hanging if not one.done()]
         if self._hanging and time.monotonic() < self._not_before:
-            raise TimeoutError(f"no answer yet to {len(self._hanging)} earlier looks")
+            raise TimeoutError("no answer to earlier looks, which still wait for it")
         future: Future[T] = Future()
         target, arguments = copy_context().run, (_work, future, work)
         # A daemon: it does not keep a process alive that is done.
@@ -49,7 +49,7 @@ class Patience:
         wait([future], ANSWER_WITHIN)
         if not future.done():
             self._hanging.append(future)  # type: ignore[arg-type]
-            rest = min(ANSWER_WITHIN * 2 ** len(self._hanging), _LONGEST_REST)
+            rest = min(ANSWER_WITHIN / 4 * 2 ** len(self._hanging), _LONGEST_REST)
             self._not_before = time.monotonic() + rest
             raise _no_answer()
         return future.result()

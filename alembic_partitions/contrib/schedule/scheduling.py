@@ -50,7 +50,10 @@ _LOOK_ENDS = 3.0
 
 
 class Watching(Protocol):
-    """What tells people: :class:`alembic_partitions.contrib.alerts.Alerts`."""
+    """What tells people: :class:`alembic_partitions.contrib.alerts.Alerts`.
+
+    It may have a method ``held_back(source)``, too: in how many seconds to check again, 0 for the usual time.
+    """
 
     def check(self, source: Source) -> object:
         """Tell of what is new; sync, or inside SQLAlchemy's greenlet."""
