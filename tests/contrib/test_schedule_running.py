@@ -436,38 +436,34 @@ def test_a_fork_goes_on_by_itself(engine: Engine) -> None:
     assert rows(engine, RUNS) == [(None,)]
 
 
-def test_two_processes_run_once_and_end_when_they_are_told(engine: Engine, database: Database) -> None:
+def test_two_processes_run_once_and_end_when_they_are_told(
+    engine: Engine, database: Database, tmp_path: Path
+) -> None:
     declare(engine, "odds", policy())
     run(engine, f"DROP TABLE {partitions(engine)[-1]}")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "alembic_partitions", "run", *told, "--url", _told(url)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for told, url in (
-            (["--cron", "0 0 * * *", "--timezone", "Pacific/Auckland"], database.driver_url("psycopg2")),
-            (["--every", "6h", "--no-ensure-on-start", "--no-analyze"], database.driver_url("asyncpg")),
-        )
-    ]
-    logs: list[list[str]] = []
+    logs = [tmp_path / "one", tmp_path / "other"]
+    both = []
+    for log, told, driver in (
+        (logs[0], ["--cron", "0 0 * * *", "--timezone", "Pacific/Auckland"], "psycopg2"),
+        (logs[1], ["--every", "6h", "--no-ensure-on-start", "--no-analyze"], "asyncpg"),
+    ):
+        command = [sys.executable, "-W", "error", "-m", "alembic_partitions", "run", *told, "--url"]
+        with log.open("w") as stderr:
+            both.append(subprocess.Popen([*command, _told(database.driver_url(driver))], stderr=stderr))
     try:
-        for process in both:
-            assert process.stderr is not None
-            logs.append([process.stderr.readline()])
-        until(lambda: rows(engine, RUNS))
+        until(lambda: all("started" in log.read_text() for log in logs) and rows(engine, RUNS))
     finally:
         for process, number in zip(both, (signal.SIGTERM, signal.SIGINT), strict=True):
             process.send_signal(number)
-        ends = [process.communicate(timeout=60)[1].splitlines(keepends=True) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ends
-    done = [line for end in ends for line in end if "partition run done" in line]
-    assert len(done) == 1
-    assert [log[0].removeprefix("INFO  [alembic_partitions] ") for log in logs] == [
-        'partition schedule started: "0 0 * * *" in Pacific/Auckland\n',
-        "partition schedule started: every 6h\n",
+        codes = [process.wait(60) for process in both]
+    said = [log.read_text().splitlines() for log in logs]
+    assert codes == [0, 0], said
+    assert len([line for lines in said for line in lines if "partition run done" in line]) == 1, said
+    assert [lines[0].removeprefix("INFO  [alembic_partitions] ") for lines in said] == [
+        'partition schedule started: "0 0 * * *" in Pacific/Auckland',
+        "partition schedule started: every 6h",
     ]
-    assert [end[-1] for end in ends] == ["INFO  [alembic_partitions] partition schedule stopped\n"] * 2
+    assert [lines[-1] for lines in said] == ["INFO  [alembic_partitions] partition schedule stopped"] * 2
     assert rows(engine, RUNS) == [(None,)]
     assert len(partitions(engine)) == 4
 
