@@ -65,3 +65,11 @@ def proxy(target: URL) -> Iterator[Proxy]:
         yield made
     finally:
         made.shut()
+
+
+@contextmanager
+def silence() -> Iterator[int]:
+    """Yield a port that lets everybody in and answers nobody; who is inside at the end is thrown out."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        yield port

@@ -7,7 +7,9 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from socket import gaierror
 from typing import Any
@@ -30,6 +32,8 @@ ALERTS_VARIABLE = "ALEMBIC_PARTITIONS_ALERTS"
 
 # Seconds between two tries to find the database by way of env.py, doubling.
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 60.0
+# Seconds between two looks whether we are to end while env.py runs; and until it is told that it takes long.
+_GLANCE, _NO_ANSWER = 0.1, 30.0
 # A run that is under way at the end may take as long as it takes; a second signal ends it.
 _AS_LONG_AS_IT_TAKES = "365 d"
 
@@ -133,18 +137,39 @@ async def _keep(keepers: list[Keeper], end: threading.Event, told: dict[str, Any
 
 def _engines_of_env(call: Call, end: threading.Event) -> list[Engine]:
     """Return what env.py connects with, once the database is there."""
-    wait = _FIRST_WAIT
+    pause = _FIRST_WAIT
     while not end.is_set():
         try:
             try:
-                return [engine for _, engine in visit(call, None, (), lambda side, _: side.engine)]
+                return _visited(call, end)
             finally:
                 logger.disabled = False  # fileConfig() in env.py silences who is not named in alembic.ini
         except (DBAPIError, ConnectionError, TimeoutError, gaierror) as error:
-            logger.warning("the database is away: %s; next try in %g s", explain(error, call.urls), wait)
-        end.wait(wait)
-        wait = min(wait * 2, _LONGEST_WAIT)
+            logger.warning("the database is away: %s; next try in %g s", explain(error, call.urls), pause)
+        end.wait(pause)
+        pause = min(pause * 2, _LONGEST_WAIT)
     return []
+
+
+def _visited(call: Call, end: threading.Event) -> list[Engine]:
+    """Return what env.py connects with, or nothing if we are to end while it waits for an answer."""
+    found: Future[list[Engine]] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result([engine for _, engine in visit(call, None, (), lambda side, _: side.engine)])
+        except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+            found.set_exception(error)
+
+    # In a thread: a driver that waits in C hears no signal. A daemon: it does not keep us alive.
+    threading.Thread(target=work, name="alembic_partitions env.py", daemon=True).start()
+    asked, told = time.monotonic(), False
+    while not found.done() and not end.is_set():
+        wait([found], _GLANCE)
+        if not told and time.monotonic() > asked + _NO_ANSWER:
+            told, logger.disabled = True, False  # fileConfig(), as above
+            logger.warning("no answer from env.py for %g s: does the database answer it?", _NO_ANSWER)
+    return found.result() if found.done() else []
 
 
 def _alerts(urls: list[str]) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import logging
+import math
 import subprocess
 import sys
 import threading
@@ -17,15 +18,16 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Engine, NullPool, create_engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 import alembic_partitions
 from alembic_partitions import maintenance
-from alembic_partitions.contrib.alerts import Alerts, Sent
+from alembic_partitions.contrib.alerts import Alerts, Sent, patience
 from alembic_partitions.contrib.source import Source
 from alembic_partitions.errors import SettingError
 from tests.databases import ALL_DRIVERS, Database, Roles
+from tests.proxy import silence
 from tests.tables import declare, partitions, policy, rows, run
 from tests.terminal import caller
 
@@ -238,11 +240,54 @@ def test_a_notifier_that_hangs_is_given_up_and_never_called_twice(
         assert len(calls) == 1
         assert "alerts: hang did not answer in time" in caplog.text
         assert "alerts: hang still hangs over an earlier message" in caplog.text
-        others = alerts(inbox, quiet="0 s")
+        others = alerts(inbox, quiet="0 s", timeout="1 s")
         others._notifiers += some._notifiers
         assert others.check(Source(short))[0].delivered, "another notifier has told it"
     finally:
         go_on.set()
+
+
+def test_two_notifiers_of_one_service_are_two(short: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    def works(title: str, text: str) -> None: ...
+
+    def fails(title: str, text: str) -> bool:
+        return False
+
+    fails.__name__ = "works"
+    for order in ((works, fails), (fails, works)):
+        some = Alerts("json://127.0.0.1/one", notify=order[0], spacing="0 s", quiet="0 s")
+        some._notifiers[0].send, some._notifiers[0].name = order[1], "works"
+        caplog.clear()
+        assert some.check(Source(short))[0].delivered
+        place = 1 if order[1] is fails else 2
+        assert f"alerts: works (number {place} of 2) did not deliver it" in caplog.messages
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+def test_one_notifier_for_several_databases_tells_of_each(
+    short: Engine, database: Database, inbox: Inbox, driver: str
+) -> None:
+    both = threading.Event()
+
+    def slow(title: str, text: str) -> None:
+        both.wait(0.2)  # the other one comes meanwhile
+        both.set()
+        inbox.notify(title, text)
+
+    some = Alerts(notify=slow, timeout="20 s")
+    away = database.driver_url(driver).set(port=1, database="elsewhere")
+
+    async def check() -> list[tuple[Sent, ...]]:
+        url = database.driver_url(driver)
+        engines = [
+            create_async_engine(one) if driver == "asyncpg" else create_engine(one) for one in (url, away)
+        ]
+        return await asyncio.gather(*(some.acheck(Source(one)) for one in engines))
+
+    here, there = asyncio.run(check())
+    assert here[0].delivered
+    assert there[0].delivered
+    assert len(inbox.titles) == 2
 
 
 def test_a_database_that_is_away_is_told_by_each_process_and_so_is_its_return(
@@ -259,6 +304,61 @@ def test_a_database_that_is_away_is_told_by_each_process_and_so_is_its_return(
         assert some.check(source) == ()
     assert "sesame" not in "".join([*inbox.texts, caplog.text])
     assert "What to do: alembic-partitions check" in inbox.texts[0]
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+def test_a_database_that_never_answers_is_away(
+    engine: Engine, database: Database, inbox: Inbox, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(engine, "odds", policy())
+    mend(engine)
+    monkeypatch.setattr(patience, "ANSWER_WITHIN", 0.2)
+    some, url = alerts(inbox), database.driver_url(driver)
+    before = set(threading.enumerate())
+
+    async def check(port: int) -> None:
+        made = create_async_engine(url) if driver == "asyncpg" else create_engine(url)
+        sync = made.sync_engine if isinstance(made, AsyncEngine) else made
+        where = {"host": "127.0.0.1", "port": port}
+        event.listen(sync, "do_connect", lambda d, r, a, told: told.update(where))
+        source = Source(made)
+        assert events(await some.acheck(source)) == [("open", "database")]
+        assert inbox.texts[0].startswith("CRITICAL the database: TimeoutError: no answer within 0.2 s")
+        where.clear()
+        if driver == "psycopg2":  # it hangs where nobody can end it
+            some._told[sync].patience._not_before = math.inf
+            assert await some.acheck(source) == (), "so there is not another one at once"
+            some._told[sync].patience._not_before = 0.0
+        patience.ANSWER_WITHIN = 60.0
+        assert events(await some.acheck(source)) == [("recovered", "database")]
+
+    with silence() as port:
+        asyncio.run(asyncio.wait_for(check(port), 60))
+    for thread in set(threading.enumerate()) - before:
+        thread.join()
+
+
+def test_two_databases_that_look_the_same_from_afar_are_two(inbox: Inbox) -> None:
+    def fall() -> object:
+        raise ConnectionError("no route to host")
+
+    some = alerts(inbox)
+    for _ in range(2):
+        engine = create_engine("postgresql+psycopg2://", creator=fall)
+        assert events(some.check(Source(engine))) == [("open", "database")]
+        assert some.check(Source(engine)) == ()
+
+
+def test_what_comes_too_soon_after_a_message_is_held_back_and_so_it_says(short: Engine, inbox: Inbox) -> None:
+    some, source = alerts(inbox, spacing="1 h"), Source(short)
+    assert len(some.check(source)) == 1
+    assert some.held_back(source) == 0
+    mend(short)
+    assert some.check(source) == ()
+    assert 3500 < some.held_back(source) <= 3600
+    some._rules = dataclasses.replace(some._rules, spacing=timedelta())
+    assert events(some.check(source)) == [("recovered", "table public.odds")]
+    assert some.held_back(source) == 0
 
 
 def test_it_is_over_when_the_database_is_back(
@@ -324,6 +424,23 @@ def test_the_rights_that_it_takes(short: Engine, inbox: Inbox, roles: Roles) -> 
     )
     alerts(inbox).check(Source(teller))
     assert noted(short) == [("table public.odds", "open", "sent")]
+    teller.dispose()
+
+
+def test_a_role_that_may_add_rows_and_not_change_them_tells_once(
+    short: Engine, inbox: Inbox, roles: Roles
+) -> None:
+    teller = create_engine(roles.create("teller"))
+    run(
+        short,
+        f"GRANT SELECT ON partition_config TO {teller.url.username}",
+        f"GRANT SELECT, INSERT ON partition_runs TO {teller.url.username}",
+    )
+    some = alerts(inbox)
+    some._rules = dataclasses.replace(some._rules, patience=timedelta())
+    assert events(some.check(Source(teller))) == [("open", "table public.odds")]
+    assert some.check(Source(teller)) == ()
+    assert noted(short) == [], "nothing that nobody could end"
     teller.dispose()
 
 

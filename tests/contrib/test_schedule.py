@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from alembic_partitions.contrib.schedule import Schedule, rhythm, runs
+from alembic_partitions.contrib.schedule import Schedule, duties, rhythm, runs
 from alembic_partitions.contrib.schedule import scheduling as schedule
 from alembic_partitions.contrib.schedule.beating import BEAT
 from alembic_partitions.contrib.schedule.runs import Runs
-from alembic_partitions.errors import RunUnderWay
+from alembic_partitions.errors import NoPartitionError, PolicyError, RunUnderWay
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.maintenance import Report, Standing, TableResult
 from tests.zones import utc
@@ -80,19 +80,22 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         made.ensured += 1
 
     monkeypatch.setattr(schedule, "time", made)
+    monkeypatch.setattr(duties, "time", made)
     monkeypatch.setattr(runs, "one_schedule", lambda *args: nullcontext())
     monkeypatch.setattr(runs, "one_run", one_run)
     monkeypatch.setattr(Keeper, "maintain", lambda keeper, **orders: made.maintain())
     monkeypatch.setattr(Keeper, "ensure", ensure)
     monkeypatch.setattr(Runs, "_read", lambda self: ("public", made.standing()))
-    monkeypatch.setattr(Schedule, "_begin", lambda self, duty: duty.run())
+    monkeypatch.setattr(Schedule, "_begin", lambda self, attempt: attempt.run())
     return made
 
 
-def started(every: str | None = None, cron: str | None = None, **options: Any) -> Schedule:
+def started(
+    every: str | None = None, cron: str | None = None, orders: dict[str, Any] | None = None, **options: Any
+) -> Schedule:
     """Return a schedule whose heart does not beat by itself."""
     keeper = Keeper(create_engine("postgresql+psycopg2://nobody@127.0.0.1:1/nowhere"))
-    return Schedule(keeper, rhythm(every, cron, AUCKLAND), {}, **options)
+    return Schedule(keeper, rhythm(every, cron, AUCKLAND), orders or {}, **options)
 
 
 def live(world: World, until: str, *schedules: Schedule) -> None:
@@ -286,3 +289,138 @@ def test_a_run_that_dies_is_told_and_tried_again_soon(
     assert "next try in 5 s" in caplog.text
     assert "next try in 20 s" in caplog.text
     assert "hush" not in caplog.text
+
+
+def test_a_run_whose_orders_are_refused_makes_the_horizon_all_the_same(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Any] = []
+
+    def maintain(keeper: Keeper, **orders: Any) -> Report:
+        raise PolicyError(field="retention", problem="given for 2 tables at once", remedy="Name them.")
+
+    monkeypatch.setattr(Keeper, "maintain", maintain)
+    live(world, "2026-04-03 01:37:13", started("12h", on_run=lambda report, error: told.append(error)))
+    assert world.ensured == 2
+    assert [type(error) for error in told] == [PolicyError] * 2
+    assert "given for 2 tables at once. Name them.; next try in 5 s" in caplog.text
+
+
+def test_a_partition_to_vacuum_that_is_gone_stops_no_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "alembic_partitions")
+    gone = {"odds_p1", "odds_p2"}
+    tended: list[Any] = []
+
+    def maintain(keeper: Keeper, **orders: Any) -> Report:
+        for name in orders["vacuum"]:
+            if name in gone:
+                raise NoPartitionError(name=name)
+        tended.append(orders)
+        return world.maintain()
+
+    monkeypatch.setattr(Keeper, "maintain", maintain)
+    vacuum = ("odds_p1", "odds_p2", "odds_p3", "closed")
+    live(world, "2026-04-03 03:00:00", started("1 h", orders={"vacuum": vacuum, "analyze": True}))
+    assert tended == [{"vacuum": ["odds_p3", "closed"], "analyze": True}] * 2
+    assert caplog.text.count("no vacuum of odds_p1: it is no partition any more") == 1, "said once"
+
+
+class Counting:
+    """Alerts that only note when they are checked."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.checks: list[datetime] = []
+        self.spacing: list[float] = []
+
+    def check(self, source: object) -> None:
+        self.checks.append(self._world.now)
+
+    def held_back(self, source: object) -> float:
+        return self.spacing.pop() if self.spacing else 0.0
+
+
+@pytest.mark.parametrize("takes", [1, 7200])
+def test_nobody_is_alarmed_while_the_first_run_makes_what_is_lacking(
+    world: World, monkeypatch: pytest.MonkeyPatch, takes: int
+) -> None:
+    at_it: list[duties.Attempt] = []
+    alerts = Counting(world)
+    one = started("12h", alerts=alerts)
+    monkeypatch.setattr(
+        Schedule,
+        "_begin",
+        lambda self, attempt: at_it.append(attempt) if attempt is self._work.current else attempt.run(),
+    )
+    began = world.now
+    world.pass_by(0.1)
+    one.beat()
+    with at_it[0].at_work():
+        live(world, str(began + timedelta(seconds=takes)), one)
+    seconds = [round((at - began).total_seconds()) for at in alerts.checks]
+    assert seconds[:1] == ([60] if takes > 60 else []), "but nobody is left in the dark for hours"
+    before = len(seconds)
+    at_it[0].run()
+    assert not one._work.busy
+    one.beat()
+    assert len(alerts.checks) == before + 1
+    one.beat()
+    assert len(alerts.checks) == before + 1
+
+
+def test_what_a_message_just_before_has_held_back_is_looked_at_soon(world: World) -> None:
+    alerts = Counting(world)
+    alerts.spacing = [8.0]
+    world.runs = [(world.now, None)]
+    live(world, "2026-04-03 01:43:00", started("12h", alerts=alerts))
+    gaps = [(b - a).total_seconds() for a, b in zip(alerts.checks, alerts.checks[1:], strict=False)]
+    assert [round(gap) for gap in gaps] == [8, 300]
+
+
+def test_a_look_without_an_answer_is_given_up_and_a_run_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    at_it: list[duties.Attempt] = []
+    alerts = Counting(world)
+    monkeypatch.setattr(
+        Schedule,
+        "_begin",
+        lambda self, attempt: attempt.run() if attempt is self._checks.current else at_it.append(attempt),
+    )
+    one = started("12h", alerts=alerts)
+    began = world.now
+    live(world, "2026-04-03 05:00:00", one)
+    assert alerts.checks[0] - began < timedelta(seconds=32), "people are told"
+    assert 5 < len(at_it) < 12, "the more hang, the longer the next is waited for"
+    assert "partition run: no answer for 30 s; next try in 5 s" in caplog.text
+    assert "partition run: no answer for 60 s; next try in 10 s" in caplog.text
+    at_it[0].run()
+    assert world.runs == [], "what comes back late begins nothing"
+    while not one._work.busy:
+        world.pass_by(BEAT)
+        one.beat()
+    last = at_it[-1]
+    with last.at_work():
+        live(world, "2026-04-03 15:00:00", one)
+        assert at_it[-1] is last
+    last.run()
+    assert len(world.runs) == 1
+    assert not one._work.busy
+
+
+def test_at_the_end_nothing_comes_after_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_it: list[duties.Attempt] = []
+    monkeypatch.setattr(Schedule, "_begin", lambda self, attempt: at_it.append(attempt))
+    one = started("12h")
+    one._work.begin(one._begin)
+
+    def run_and_end() -> None:
+        with at_it[0].at_work():
+            assert one._work.end() is at_it[0]
+
+    with pytest.raises(duties.GivenUp):
+        run_and_end()
+    at_it[0].run()
+    assert world.runs == [], "nor does a look that has ended begin one"

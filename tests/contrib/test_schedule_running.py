@@ -18,13 +18,13 @@ from typing import Any
 
 import apscheduler.schedulers.base  # type: ignore[import-untyped]
 import pytest
-from sqlalchemy import URL, Engine, create_engine, select, text
+from sqlalchemy import URL, Engine, create_engine, event, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import contrib, keep, maintenance
 from alembic_partitions.cli import running as running_verb
 from alembic_partitions.cli.door import Call
-from alembic_partitions.contrib.schedule import beating, runs
+from alembic_partitions.contrib.schedule import beating, duties, runs
 from alembic_partitions.contrib.schedule import scheduling as schedule
 from alembic_partitions.errors import ExtraMissing, PolicyError
 from alembic_partitions.events import AsyncKeeper
@@ -35,7 +35,7 @@ from alembic_partitions.sessions import side_connection
 from alembic_partitions.talk import shown_log
 from tests.databases import Database
 from tests.projects import Project
-from tests.proxy import proxy
+from tests.proxy import proxy, silence
 from tests.tables import declare, operations, partitions, policy, rows, run
 from tests.terminal import caller
 
@@ -47,7 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Beat often; and see to it that no thread outlives its test."""
     monkeypatch.setattr(beating, "BEAT", 0.05)
     monkeypatch.setattr(runs, "_OTHERS", 0.1)
-    monkeypatch.setattr(schedule, "_FIRST_BACK_OFF", 0.1)
+    monkeypatch.setattr(duties, "FIRST_BACK_OFF", 0.1)
     monkeypatch.setattr(runs, "_BUSY", 0.1)
     before = set(threading.enumerate())
     yield
@@ -203,15 +203,63 @@ def test_a_database_that_is_away_is_waited_for(
         with running(keeper):
             until(lambda: caplog.text.count("next try") >= 2)
             door.open()
-            until(lambda: rows(engine, RUNS))
+            until(lambda: rows(engine, RUNS) and not keeper.schedule._work.busy)
             door.shut()
             run(engine, "UPDATE partition_runs SET started_at = started_at - interval '12 h'")
+            keeper.schedule._runs._memory.good = None  # nor does it remember
             seen = caplog.text.count("next try")
             keeper.schedule._work.due_at = 0
             until(lambda: caplog.text.count("next try") > seen)
             door.open()
             until(lambda: len(rows(engine, RUNS)) == 2)
     assert "hushhush" not in caplog.text
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "asyncpg"])
+def test_a_connection_that_never_answers_is_given_up_and_holds_nobody(
+    engine: Engine,
+    database: Database,
+    driver: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    declare(engine, "odds", policy())
+    monkeypatch.setattr(schedule, "_LOOK_WITHIN", 0.3)
+    monkeypatch.setattr(schedule, "_LOOK_ENDS", 0.1)
+    ports: list[int] = []
+
+    async def application(port: int) -> None:
+        is_async = driver == "asyncpg"
+        made: Any = (create_async_engine if is_async else create_engine)(database.driver_url(driver))
+
+        @event.listens_for(made.sync_engine if is_async else made, "do_connect")
+        def lead_astray(dialect: Any, record: Any, arguments: Any, where: dict[str, Any]) -> None:
+            if ports:
+                where.update(host="127.0.0.1", port=ports.pop())
+
+        async def done(keeper: Any, what: str, *arguments: Any, **options: Any) -> None:
+            answer = getattr(keeper, what)(*arguments, **options)
+            if is_async:
+                await answer
+
+        keeper = keep(made)
+        ports.append(port)
+        await done(keeper, "start", every="12h")
+        while not rows(engine, RUNS):
+            await asyncio.sleep(0.02)
+        await done(keeper, "stop")
+        schedule._LOOK_WITHIN = 300.0
+        ports.append(port)
+        await done(keeper, "start", every="12h")
+        while ports:
+            await asyncio.sleep(0.02)
+        await done(keeper, "stop", timeout="365 d")
+        await (made.dispose() if is_async else asyncio.sleep(0))
+
+    with silence() as port:
+        asyncio.run(asyncio.wait_for(application(port), 60))
+    assert "partition run: no answer for 0.3 s; next try in 0.1 s" in caplog.text
+    until(lambda: not [one for one in threading.enumerate() if one.name == "alembic_partitions schedule"])
 
 
 def test_stopping_waits_for_a_run_as_long_as_it_is_told(
@@ -229,7 +277,7 @@ def test_stopping_waits_for_a_run_as_long_as_it_is_told(
     keeper = keep(engine)
     keeper.start(every="12h")
     begun.wait()
-    doing = keeper.schedule._work.doing
+    doing = keeper.schedule._work.current.doing
     keeper.stop(timeout="0 s")
     assert doing.is_alive()
     assert "partition schedule stopped; its partition run goes on" in caplog.text
@@ -292,7 +340,7 @@ def test_on_an_event_loop(engine: Engine, database: Database, monkeypatch: pytes
         keeper = keep(other)
         await keeper.start(cron="0 0 * * *", timezone="Pacific/Auckland", alerts=Alerts(), on_run=on_run)
         assert keeper.running
-        await came(lambda: told and len(checked) > 1)
+        await came(lambda: told and checked)
         await keeper.stop()
         assert asyncio.all_tasks() == before
 
@@ -388,38 +436,34 @@ def test_a_fork_goes_on_by_itself(engine: Engine) -> None:
     assert rows(engine, RUNS) == [(None,)]
 
 
-def test_two_processes_run_once_and_end_when_they_are_told(engine: Engine, database: Database) -> None:
+def test_two_processes_run_once_and_end_when_they_are_told(
+    engine: Engine, database: Database, tmp_path: Path
+) -> None:
     declare(engine, "odds", policy())
     run(engine, f"DROP TABLE {partitions(engine)[-1]}")
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "alembic_partitions", "run", *told, "--url", _told(url)],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for told, url in (
-            (["--cron", "0 0 * * *", "--timezone", "Pacific/Auckland"], database.driver_url("psycopg2")),
-            (["--every", "6h", "--no-ensure-on-start", "--no-analyze"], database.driver_url("asyncpg")),
-        )
-    ]
-    logs: list[list[str]] = []
+    logs = [tmp_path / "one", tmp_path / "other"]
+    both = []
+    for log, told, driver in (
+        (logs[0], ["--cron", "0 0 * * *", "--timezone", "Pacific/Auckland"], "psycopg2"),
+        (logs[1], ["--every", "6h", "--no-ensure-on-start", "--no-analyze"], "asyncpg"),
+    ):
+        command = [sys.executable, "-W", "error", "-m", "alembic_partitions", "run", *told, "--url"]
+        with log.open("w") as stderr:
+            both.append(subprocess.Popen([*command, _told(database.driver_url(driver))], stderr=stderr))
     try:
-        for process in both:
-            assert process.stderr is not None
-            logs.append([process.stderr.readline()])
-        until(lambda: rows(engine, RUNS))
+        until(lambda: all("started" in log.read_text() for log in logs) and rows(engine, RUNS))
     finally:
         for process, number in zip(both, (signal.SIGTERM, signal.SIGINT), strict=True):
             process.send_signal(number)
-        ends = [process.communicate(timeout=60)[1].splitlines(keepends=True) for process in both]
-    assert [process.returncode for process in both] == [0, 0], ends
-    done = [line for end in ends for line in end if "partition run done" in line]
-    assert len(done) == 1
-    assert [log[0].removeprefix("INFO  [alembic_partitions] ") for log in logs] == [
-        'partition schedule started: "0 0 * * *" in Pacific/Auckland\n',
-        "partition schedule started: every 6h\n",
+        codes = [process.wait(60) for process in both]
+    said = [log.read_text().splitlines() for log in logs]
+    assert codes == [0, 0], said
+    assert len([line for lines in said for line in lines if "partition run done" in line]) == 1, said
+    assert [lines[0].removeprefix("INFO  [alembic_partitions] ") for lines in said] == [
+        'partition schedule started: "0 0 * * *" in Pacific/Auckland',
+        "partition schedule started: every 6h",
     ]
-    assert [end[-1] for end in ends] == ["INFO  [alembic_partitions] partition schedule stopped\n"] * 2
+    assert [lines[-1] for lines in said] == ["INFO  [alembic_partitions] partition schedule stopped"] * 2
     assert rows(engine, RUNS) == [(None,)]
     assert len(partitions(engine)) == 4
 
@@ -488,3 +532,19 @@ def test_without_an_address_it_goes_where_env_py_goes(
         timer.join()
     assert "the database is away: " in err.getvalue()
     assert "hushhush" not in err.getvalue()
+
+
+@pytest.mark.parametrize(("template", "driver"), [("generic", "psycopg2"), ("async", "asyncpg")])
+def test_an_env_py_that_gets_no_answer_is_no_reason_to_stay(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, driver: str
+) -> None:
+    monkeypatch.setattr(running_verb, "_NO_ANSWER", 0.01)
+    end, err = threading.Event(), io.StringIO()
+    with silence() as port, redirect_stderr(err), shown_log():
+        Project.make(tmp_path, template, database.driver_url(driver).set(host="127.0.0.1", port=port))
+        timer = threading.Timer(0.5, end.set)
+        timer.start()
+        assert running_verb._engines_of_env(Call(config=[str(tmp_path / "alembic.ini")]), end) == []
+    timer.join()
+    assert "no answer from env.py for 0.01 s: does the database answer it?" in err.getvalue()
+    until(lambda: "alembic_partitions env.py" not in [one.name for one in threading.enumerate()])

@@ -22,6 +22,7 @@ from tests.tables import NOW
 
 MINUTE = timedelta(minutes=1)
 RULES = Rules(quiet=10 * MINUTE, spacing=timedelta(seconds=10), patience=timedelta(seconds=20))
+DAY = timedelta(days=1)
 
 
 def problem(table: str = "odds", level: Level = Level.WARNING, *reasons: str) -> Problem:
@@ -129,6 +130,20 @@ def test_an_older_look_has_no_say() -> None:
     world.check()
     world.now += timedelta(seconds=30)
     assert world.decide([problem(level=Level.CRITICAL)], looked=MINUTE) == []
+
+
+def test_a_clock_that_was_ahead_silences_nobody() -> None:
+    world = World()
+    world.now += DAY
+    world.check(problem("odds"), problem("raw"))
+    world.check(problem("results"), delivered=None)
+    world.now -= DAY
+    assert world.check(problem("odds"), problem("results")) == [
+        "repeat odds id1",
+        "open results id3",
+        "recovered raw id2",
+    ]
+    assert world.check(problem("odds"), problem("results")) == [], "these were told by the right clock"
 
 
 def test_what_nobody_can_tell_is_not_over() -> None:

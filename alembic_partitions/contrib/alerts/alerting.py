@@ -12,15 +12,17 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeAlias
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.util import greenlet_spawn
 
+from alembic_partitions import maintenance
 from alembic_partitions.contrib.source import Source
 from alembic_partitions.drivers import sqlstate
 from alembic_partitions.health import WARN_DAYS, Level
@@ -40,8 +42,10 @@ from .incidents import (
     line,
     message,
     problems_of,
+    spacing_left,
 )
 from .notifiers import Notifier, by_url, send_by_all
+from .patience import Patience
 from .stores import Decide, Memory, Rows
 
 logger = logging.getLogger("alembic_partitions")
@@ -65,6 +69,19 @@ class Sent:
     delivered: bool
 
 
+@dataclass(slots=True)
+class _Told:
+    """What this process knows of one engine's database."""
+
+    #: What it has told: that the database is away.
+    away: Memory = field(default_factory=Memory)
+    #: The rest, where its rows cannot be used.
+    rest: Memory | None = None
+    patience: Patience = field(default_factory=Patience)
+    #: How long the last check is to be left alone for the sake of spacing, in seconds.
+    held_back: float = 0.0
+
+
 class Alerts:
     """Tells people of tables that want looking at, of runs that failed, and of a database that is away.
 
@@ -78,7 +95,8 @@ class Alerts:
     :param warn_days: a runway in days that is worth a message if it is shorter.
     :param quiet: how long people are left alone about one problem that stands, unless it gets worse.
     :param spacing: how long they are left alone after any message.
-    :param timeout: how long a notifier may take; one that takes longer is not called again meanwhile.
+    :param timeout: how long a notifier may take; one that takes longer is not called again meanwhile. For as
+        long a message waits for one that is busy with another database's.
     :param correlation: makes the id of a problem.
     :raises SettingError: Apprise can do nothing with one of the URLs.
     """
@@ -96,17 +114,19 @@ class Alerts:
         self._notifiers = [by_url(url) for url in urls]
         if notify is not None:
             self._notifiers.append(Notifier(getattr(notify, "__name__", "notify"), notify))
+        if len(self._notifiers) > 1:
+            for number, one in enumerate(self._notifiers, start=1):
+                one.place = f" (number {number} of {len(self._notifiers)})"
         self._warn_days = warn_days
         self._timeout = seconds("timeout", timeout)
         self._rules = Rules(
             quiet=timedelta(seconds=seconds("quiet", quiet)),
             spacing=timedelta(seconds=seconds("spacing", spacing)),
-            patience=timedelta(seconds=2 * self._timeout),
+            patience=timedelta(seconds=3 * self._timeout),
         )
         self._new_id = correlation or partial(secrets.token_hex, 4)
-        # What this process has told: that a database is away; and the rest, where its rows cannot be used.
-        self._away: dict[str, Memory] = {}
-        self._rest: dict[str, Memory] = {}
+        # By engine: two that say the same of where they connect may lead to two databases.
+        self._told: WeakKeyDictionary[Engine, _Told] = WeakKeyDictionary()
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -121,31 +141,48 @@ class Alerts:
     def check(self, source: Source) -> tuple[Sent, ...]:
         """Look anew, and tell people what is due; never raises because of a database or a notifier.
 
-        :param source: of a synchronous engine, or within SQLAlchemy's greenlet.
+        :param source: of a synchronous engine, or within SQLAlchemy's greenlet. What this process alone has
+            told is remembered as long as its engine is there.
         :return: what the message was about, if one was due.
         """
         self._after_fork()
+        told = self._told.setdefault(source.engine, _Told())
+        told.held_back = 0.0
         where = _where(source.engine)
-        away = self._away.setdefault(where, Memory())
         began = time.monotonic()
+
+        def look(connection: Connection) -> maintenance.View:
+            return maintenance.look(connection, schema=source.schema)
+
         try:
-            view = source.view(max_age=0)
+            view = told.patience(partial(source.run, look), source.is_async)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             problem = database_away(explain(error))
-            claimed = away.claim(self._decide([problem], began))
-            return self._tell(source, where, [problem], [(away, claimed)])
+            claimed = told.away.claim(self._decide(told, [problem], began))
+            return self._tell(source, where, [problem], [(told.away, claimed)])
         health = health_of_view(view, warn_days=self._warn_days)
         problems = problems_of(health, view.failure)
-        done: list[Claimed] = [(away, away.claim(self._decide([], began)))]
+        done: list[Claimed] = [(told.away, told.away.claim(self._decide(told, [], began)))]
         if view.now is not None:
             unknown = {LAST_RUN} if view.runs is None else set[str]()
-            done.append(self._claim(source, where, self._decide(problems, began, unknown)))
+            done.append(self._claim(source, told, self._decide(told, problems, began, unknown)))
         if view.rehearsed:
             where += f", rehearsing {view.now:%Y-%m-%d %H:%M} UTC"
         return self._tell(source, where, problems, done)
 
-    def _decide(self, problems: Sequence[Problem], began: float, unknown: Collection[str] = ()) -> Decide:
+    def held_back(self, source: Source) -> float:
+        """Return after how many seconds to check again, as the last check came too soon after a message.
+
+        :return: 0 if it did not.
+        """
+        told = self._told.get(source.engine)
+        return 0.0 if told is None else told.held_back
+
+    def _decide(
+        self, told: _Told, problems: Sequence[Problem], began: float, unknown: Collection[str] = ()
+    ) -> Decide:
         def decide(known: Sequence[Incident], now: datetime) -> list[Incident]:
+            told.held_back = max(told.held_back, spacing_left(known, self._rules, now).total_seconds())
             looked_at = now - timedelta(seconds=time.monotonic() - began)
             return claims(
                 problems,
@@ -159,23 +196,24 @@ class Alerts:
 
         return decide
 
-    def _claim(self, source: Source, where: str, decide: Decide) -> Claimed:
-        rows, memory = Rows(source, max(self._rules.quiet, self._rules.spacing)), self._rest.get(where)
+    def _claim(self, source: Source, told: _Told, decide: Decide) -> Claimed:
+        rows = Rows(source, max(self._rules.quiet, self._rules.spacing), told.patience)
         try:
             claimed = rows.claim(decide)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             if not (isinstance(error, DBAPIError) and sqlstate(error) in _NEVER):
                 logger.warning("alerts: left to the next check: %s", explain(error))
                 return rows, []
-            if memory is None:
-                memory = self._rest[where] = Memory()
+            if told.rest is None:
+                told.rest = Memory()
                 logger.warning(
                     "alerts: partition_runs cannot be used, so each process tells for itself: %s",
                     explain(error),
                 )
-            return memory, memory.claim(decide)
+            return told.rest, told.rest.claim(decide)
+        memory = told.rest
         if memory is None or claimed:  # else what this process has told may be over
-            self._rest.pop(where, None)
+            told.rest = None
             return rows, claimed
         return memory, memory.claim(decide)
 
@@ -206,8 +244,10 @@ class Alerts:
             self._pid = os.getpid()
             for notifier in self._notifiers:
                 notifier.renew()
-            for memory in (*self._away.values(), *self._rest.values()):
-                memory.renew()
+            for told in self._told.values():
+                told.patience.renew()
+                for memory in filter(None, (told.away, told.rest)):
+                    memory.renew()
 
 
 def _where(engine: Engine) -> str:

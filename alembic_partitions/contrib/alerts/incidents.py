@@ -137,7 +137,7 @@ def claims(
     :param unknown: problems that may stand or not: nobody could tell.
     """
     latest = {incident.problem: incident for incident in known}
-    if any(now - incident.at < rules.spacing for incident in latest.values()):
+    if spacing_left(latest.values(), rules, now):
         return []
     found = []
     for problem in problems:
@@ -152,7 +152,7 @@ def claims(
             found.append(dataclasses.replace(last, level=problem.level, event=event, state=sending, at=now))
     still = {problem.key for problem in problems} | set(unknown)
     for last in latest.values():
-        if last.problem in still or last.is_over or last.at > looked_at or _under_way(last, rules, now):
+        if last.problem in still or last.is_over or _busy(last, rules, now, looked_at):
             continue
         if last.told is None and last.state is Delivery.FAILED:  # nobody knows of it
             found.append(dataclasses.replace(last, event=Event.RECOVERED, state=Delivery.SENT))
@@ -161,22 +161,39 @@ def claims(
     return found
 
 
+def spacing_left(known: Iterable[Incident], rules: Rules, now: datetime) -> timedelta:
+    """Return for how long no message goes out because one has just gone."""
+    ends = (one.at + rules.spacing for one in known if _within(rules.spacing, one.at, now))
+    return max(ends, default=now) - now
+
+
 def _of_standing(
     problem: Problem, last: Incident | None, rules: Rules, now: datetime, looked_at: datetime
 ) -> Event | None:
     """Return what a message about a problem that stands would say, ``None`` where none is due."""
     if last is None:
         return Event.OPEN
-    if last.at > looked_at or _under_way(last, rules, now):
+    if _busy(last, rules, now, looked_at):
         return None
     known = last.told if last.event is Event.RECOVERED else last.at if last.state is Delivery.SENT else None
-    if known is not None and now - known < rules.quiet and problem.level <= last.level:
+    if known is not None and _within(rules.quiet, known, now) and problem.level <= last.level:
         return None
     return Event.OPEN if last.is_over or last.told is None else Event.REPEAT
 
 
-def _under_way(incident: Incident, rules: Rules, now: datetime) -> bool:
-    return incident.state is Delivery.SENDING and now - incident.at < rules.patience
+def _busy(incident: Incident, rules: Rules, now: datetime, looked_at: datetime) -> bool:
+    """Tell whether it is another's: claimed after our look, or just being sent."""
+    if looked_at < incident.at <= now:
+        return True
+    return incident.state is Delivery.SENDING and _within(rules.patience, incident.at, now)
+
+
+def _within(span: timedelta, then: datetime, now: datetime) -> bool:
+    """Tell whether that was less than ``span`` ago.
+
+    What lies in the future was written down by a clock that has been put right since: that is long ago.
+    """
+    return timedelta() <= now - then < span
 
 
 # -- in words ------------------------------------------------------------------------------------------

@@ -29,40 +29,53 @@ class Notifier:
 
     name: str
     send: Callable[[str, str], object] = field(repr=False)
-    _free: threading.Lock = field(default_factory=threading.Lock, repr=False)
-    _delivered: bool = field(default=False, repr=False)
+    #: Which of several it is, in the log: two may have one name.
+    place: str = ""
+    free: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def renew(self) -> None:
         """Forget what hung in the process that this one was forked from."""
-        self._free = threading.Lock()
+        self.free = threading.Lock()
 
-    def begin(self, title: str, body: str) -> threading.Thread | None:
-        """Begin to send, in a thread that nobody has to wait for; ``None`` while another message hangs."""
-        free = self._free
-        if not free.acquire(blocking=False):
-            return None
-        self._delivered = False
 
-        def work() -> None:
+class _Sending:
+    """One message by one notifier, in a thread that nobody has to wait for.
+
+    :param timeout: seconds it waits for an earlier message, as one of another database, and then for its own.
+    """
+
+    def __init__(self, by: Notifier, title: str, body: str, timeout: float) -> None:
+        #: What went wrong; ``None`` if it was delivered.
+        self.wrong: str | None = "did not answer in time"
+        self.by = by
+        self._message = title, body
+        self._timeout = timeout
+        self._began = threading.Event()
+        self._until = 0.0
+        self._thread = threading.Thread(target=self._work, name=_THREAD + by.name, daemon=True)
+        self._thread.start()
+
+    def _work(self) -> None:
+        free = self.by.free
+        ours = free.acquire(timeout=self._timeout)
+        self._until = time.monotonic() + self._timeout
+        if not ours:
+            self.wrong = "still hangs over an earlier message"
+        self._began.set()
+        if ours:
             try:
-                self._delivered = self.send(title, body) is not False
+                self.wrong = None if self.by.send(*self._message) is not False else "did not deliver it"
             except Exception as error:  # noqa: BLE001  # any of a foreign library
                 # Its text may hold the URL, and the URL the token.
-                logger.warning("alerts: %s raised %s", self.name, type(error).__name__)
+                self.wrong = f"raised {type(error).__name__}"
             finally:
                 free.release()
 
-        thread = threading.Thread(target=work, name=_THREAD + self.name, daemon=True)
-        thread.start()
-        return thread
-
-    def outcome(self, thread: threading.Thread | None) -> str | None:
-        """Return what became of what was begun: ``None`` if it was delivered."""
-        if thread is None:
-            return "still hangs over an earlier message"
-        if thread.is_alive():
-            return "did not answer in time"
-        return None if self._delivered else "did not deliver it"
+    def outcome(self) -> str | None:
+        """Wait, and return what went wrong; ``None`` if it was delivered."""
+        self._began.wait()
+        self._thread.join(max(0.0, self._until - time.monotonic()))
+        return self.wrong
 
 
 def by_url(url: str) -> Notifier:
@@ -99,26 +112,19 @@ def by_url(url: str) -> Notifier:
 def send_by_all(notifiers: Sequence[Notifier], title: str, body: str, timeout: float, in_loop: bool) -> bool:
     """Send a message by all of them at once; tell whether any delivered it.
 
-    :param timeout: seconds to wait; whoever takes longer is left to itself.
+    :param timeout: seconds for one to become free, and then to send; whoever takes longer is left to itself.
     :param in_loop: whether an event loop is waiting that must not stall.
     """
-    begun = [(one, one.begin(title, body)) for one in notifiers]
-    threads = [thread for _, thread in begun if thread is not None]
-    if in_loop:
-        await_only(asyncio.to_thread(_wait, threads, timeout))
-    else:
-        _wait(threads, timeout)
-    outcomes = {one.name: one.outcome(thread) for one, thread in begun}
-    for name, wrong in outcomes.items():
+    begun = [_Sending(one, title, body, timeout) for one in notifiers]
+    outcomes = await_only(asyncio.to_thread(_outcomes, begun)) if in_loop else _outcomes(begun)
+    for one, wrong in zip(begun, outcomes, strict=True):
         if wrong is not None:
-            logger.warning("alerts: %s %s", name, wrong)
-    return None in outcomes.values() or not notifiers
+            logger.warning("alerts: %s%s %s", one.by.name, one.by.place, wrong)
+    return None in outcomes or not notifiers
 
 
-def _wait(threads: Sequence[threading.Thread], timeout: float) -> None:
-    until = time.monotonic() + timeout
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
+def _outcomes(begun: Sequence[_Sending]) -> list[str | None]:
+    return [one.outcome() for one in begun]
 
 
 def _discreet(record: logging.LogRecord) -> bool:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from sqlalchemy import Connection
 
@@ -18,12 +18,15 @@ from alembic_partitions.health import Level
 from alembic_partitions.talk import explain
 
 from .incidents import Delivery, Event, Incident
+from .patience import Patience
 
 logger = logging.getLogger("alembic_partitions")
 
 #: Given what people were told of, and the time: what is to be sent.
 Decide: TypeAlias = "Callable[[Sequence[Incident], datetime], list[Incident]]"
 Change: TypeAlias = tuple[Incident, Incident]
+
+T = TypeVar("T")
 
 
 class Memory:
@@ -50,13 +53,17 @@ class Memory:
 class Rows:
     """What all processes have told, in partition_runs."""
 
-    def __init__(self, source: Source, recent: timedelta) -> None:
+    def __init__(self, source: Source, recent: timedelta, patience: Patience) -> None:
         self._source = source
+        self._patience = patience
         self._recent = recent
         self._schema = ""
 
     def claim(self, decide: Decide) -> list[Incident]:
-        return self._source.run(partial(self._claim, decide))
+        return self._run(partial(self._claim, decide))
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        return self._patience(partial(self._source.run, work), self._source.is_async)
 
     def _claim(self, decide: Decide, connection: Connection) -> list[Incident]:
         with connection.begin():
@@ -75,7 +82,11 @@ class Rows:
             self._change(connection, before, after)
             return after
         added = ddl.open_alert(self._schema, catalog.ALERT, after.at, _details_of(after))
-        return dataclasses.replace(after, row=connection.execute(added).scalar_one())
+        after = dataclasses.replace(after, row=connection.execute(added).scalar_one())
+        # Who may INSERT and not UPDATE is refused now, before anything is sent: it could not note what became
+        # of it, and would tell it again.
+        self._change(connection, after, after)
+        return after
 
     def _change(self, connection: Connection, before: Incident, after: Incident) -> None:
         assert after.row is not None
@@ -91,7 +102,7 @@ class Rows:
         if not changes:
             return
         try:
-            self._source.run(work)
+            self._run(work)
         except Exception as error:  # noqa: BLE001  # the database went away meanwhile: it was told all the same
             ids = ", ".join(after.id for _, after in changes)
             logger.warning("alert %s: what became of it could not be noted: %s", ids, explain(error))

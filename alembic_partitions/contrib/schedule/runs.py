@@ -14,12 +14,14 @@ from typing import Any, TypeAlias
 from sqlalchemy.util import await_only
 
 from alembic_partitions import maintenance
-from alembic_partitions.errors import RunUnderWay
+from alembic_partitions.errors import NoPartitionError, PartitionError, RunUnderWay
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.locks import one_run, one_schedule
 from alembic_partitions.maintenance import Report, Standing
 from alembic_partitions.sessions import side_connection
+from alembic_partitions.talk import explain
 
+from .duties import AtWork
 from .rhythm import Rhythm
 
 logger = logging.getLogger("alembic_partitions")
@@ -73,7 +75,7 @@ class Runs:
         self._memory = _Memory()
         self._told: dict[str, str] = {}
 
-    def run_if_due(self) -> float:
+    def run_if_due(self, at_work: AtWork) -> float:
         """Look, and do it if it is due; return the seconds until the next look."""
         found = self._look()
         if found is None:
@@ -82,7 +84,8 @@ class Runs:
         wait = self._wait(standing)
         if wait is not None:
             if self._ensure_first:
-                self._keeper.ensure()
+                with at_work():
+                    self._keeper.ensure()
                 self._ensure_first = False
             return wait
         self._ensure_first = False  # a run does that
@@ -91,7 +94,7 @@ class Runs:
             if found is None:
                 return _UNREADY
             wait = self._wait(found[1])
-            return self._run(*found) if wait is None else wait
+            return self._run(*found, at_work) if wait is None else wait
         return _OTHERS
 
     def _look(self) -> tuple[str, Standing] | None:
@@ -141,21 +144,33 @@ class Runs:
             self._told[about] = line
             logger.info(line)
 
-    def _run(self, home: str, standing: Standing) -> float:
+    def _run(self, home: str, standing: Standing, at_work: AtWork) -> float:
         try:
             with one_run(self._engine, home, patience=0.0):
                 pass
         except RunUnderWay as error:
             # It may take hours, as a split does. The horizon does not wait for it.
             self._tell("next", f"the partition run waits: {error.data['holder']} is at work")
-            self._keeper.ensure()
+            with at_work():
+                self._keeper.ensure()
             return _BUSY
+        with at_work():
+            wait = self._run_now(standing)
+        if wait is not None:
+            return wait
+        found = self._look()
+        return _UNREADY if found is None else self._wait(found[1]) or 0.0
+
+    def _run_now(self, standing: Standing) -> float | None:
+        """Run, and tell how it went; return the seconds until the next look where none was made."""
         began = time.monotonic()
         try:
-            report = self._keeper.maintain(**self._orders)
+            report = self._maintain()
         except RunUnderWay:
             return _BUSY
         except Exception as error:
+            if isinstance(error, PartitionError):
+                self._ensure()
             self._done(None, error)
             raise
         if report.in_recovery:
@@ -167,8 +182,27 @@ class Runs:
         else:
             logger.warning("partition run failed after %.1f s: %s", took, report.failure.replace("\n", "; "))
         self._done(report, None)
-        found = self._look()
-        return _UNREADY if found is None else self._wait(found[1]) or 0.0
+        return None
+
+    def _maintain(self) -> Report:
+        """Maintain; partitions to vacuum that are gone by now are left out."""
+        orders = dict(self._orders)
+        while True:
+            try:
+                return self._keeper.maintain(**orders)
+            except NoPartitionError as error:
+                left = [name for name in orders.get("vacuum", ()) if name != error.name]
+                if len(left) == len(orders.get("vacuum", ())):
+                    raise
+                self._tell(f"vacuum {error.name}", f"no vacuum of {error.name}: it is no partition any more")
+                orders["vacuum"] = left
+
+    def _ensure(self) -> None:
+        """Bring tables to their horizon, which no orders that are refused have to do with."""
+        try:
+            self._keeper.ensure()
+        except Exception as error:  # noqa: BLE001  # the run has failed in any case, and says over what
+            logger.warning("no horizon was made, either: %s", explain(error))
 
     def _remember(self, began: datetime, report: Report) -> None:
         if report.failure is None:

@@ -27,9 +27,9 @@ from sqlalchemy.util import greenlet_spawn
 from alembic_partitions.contrib.source import Source
 from alembic_partitions.errors import PolicyError
 from alembic_partitions.keeper import Keeper
-from alembic_partitions.talk import explain
 
 from .beating import Heart
+from .duties import Attempt, Duty
 from .rhythm import Rhythm, rhythm
 from .runs import OnRun, Runs
 
@@ -38,16 +38,22 @@ logger = logging.getLogger("alembic_partitions")
 # How far, in seconds, the host's clock may go from the monotonic one in a beat before it has been set, or the
 # machine has slept.
 _STEP = 2.0
-# After a look or a run that failed as a whole, as over a dead database: seconds, doubling.
-_FIRST_BACK_OFF, _LONGEST_BACK_OFF = 5.0, 300.0
 # Seconds until a child of a fork begins: most are gone by then, or are another program.
 _AFTER_FORK = 1.0
-# Seconds between two checks of alerts.
-_ALERTS = 300.0
+# Seconds between two checks of alerts; and until the first, if the first run takes longer: it is about to
+# make what is lacking.
+_ALERTS, _FIRST_CHECK = 300.0, 60.0
+# Seconds that a look may take before another one is made, and a check of alerts, which has limits of its own.
+_LOOK_WITHIN, _CHECK_WITHIN = 30.0, 900.0
+# Seconds that the end waits for what is no run: a look, or a check.
+_LOOK_ENDS = 3.0
 
 
 class Watching(Protocol):
-    """What tells people: :class:`alembic_partitions.contrib.alerts.Alerts`."""
+    """What tells people: :class:`alembic_partitions.contrib.alerts.Alerts`.
+
+    It may have a method ``held_back(source)``, too: in how many seconds to check again, 0 for the usual time.
+    """
 
     def check(self, source: Source) -> object:
         """Tell of what is new; sync, or inside SQLAlchemy's greenlet."""
@@ -92,31 +98,6 @@ def start(
     return made
 
 
-class _Duty:
-    """Work that comes back, at most once at a time; ``work`` returns the seconds until it is due again."""
-
-    def __init__(self, what: str, work: Callable[[], float]) -> None:
-        self.what = what
-        self._do = work
-        self.due_at = 0.0  # on the monotonic clock
-        self.busy = False
-        self.doing: threading.Thread | asyncio.Future[None] | None = None
-        self._back_off = _FIRST_BACK_OFF
-
-    def run(self) -> None:
-        """Do it. Nothing that goes wrong here ends the schedule."""
-        wait = self._back_off
-        try:
-            wait = self._do()
-            self._back_off = _FIRST_BACK_OFF
-        except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
-            logger.warning("%s: %s; next try in %g s", self.what, explain(error), wait)
-            self._back_off = min(self._back_off * 2, _LONGEST_BACK_OFF)
-        finally:
-            self.due_at = min(self.due_at, time.monotonic() + wait)  # it may have been asked for meanwhile
-            self.busy = False
-
-
 class Schedule:
     """What :meth:`Keeper.start` has begun."""
 
@@ -141,8 +122,10 @@ class Schedule:
 
     def _renew(self) -> None:
         self._heart: Heart | None = None
-        self._work = _Duty("partition run", self._runs.run_if_due)
-        self._checks = _Duty("partition alerts", self._check_alerts)
+        self._work = Duty("partition run", self._run_if_due, _LOOK_WITHIN)
+        self._checks = Duty("partition alerts", self._check_alerts, _CHECK_WITHIN)
+        self._checks.due_at = time.monotonic() + _FIRST_CHECK
+        self._has_looked = False
         self._duties = [self._work, *([self._checks] if self._alerts is not None else [])]
         self._seen = time.time(), time.monotonic()
 
@@ -169,11 +152,11 @@ class Schedule:
         """End it. A run that is under way may end within so many seconds; then it is left to itself."""
         if not self._shut():
             return
-        give_up_at = time.monotonic() + timeout
-        for duty in self._duties:
-            thread = duty.doing
+        until = _until(timeout)
+        for duty, attempt in self._at_it():
+            thread = attempt.doing
             if isinstance(thread, threading.Thread) and thread is not threading.current_thread():
-                thread.join(max(give_up_at - time.monotonic(), 0))
+                thread.join(until(attempt))
                 if thread.is_alive():
                     logger.warning("partition schedule stopped; its %s goes on", duty.what)
         logger.info("partition schedule stopped")
@@ -183,16 +166,21 @@ class Schedule:
         if not self._shut():
             return
         await asyncio.sleep(0)  # the scheduler ends on the loop's next turn
-        tasks = {duty.doing for duty in self._duties if isinstance(duty.doing, asyncio.Future)}
-        doing = {task for task in tasks - {asyncio.current_task()} if not task.done()}
-        if doing:
-            _, late = await asyncio.wait(doing, timeout=timeout)
-            for task in late:
-                task.cancel()
-            if late:
-                logger.warning("partition schedule stopped; what was under way was cut off")
-                await asyncio.wait(late)
+        until = _until(timeout)
+        for duty, attempt in self._at_it():
+            task = attempt.doing
+            if isinstance(task, asyncio.Future) and task is not asyncio.current_task():
+                _, late = await asyncio.wait({task}, timeout=until(attempt))
+                if late:
+                    task.cancel()
+                    logger.warning("partition schedule stopped; its %s was cut off", duty.what)
+                    await asyncio.wait(late, timeout=_LOOK_ENDS)
         logger.info("partition schedule stopped")
+
+    def _at_it(self) -> list[tuple[Duty, Attempt]]:
+        """Return who is at something, and let nobody begin another run."""
+        ended = [(duty, duty.end()) for duty in self._duties]
+        return [(duty, attempt) for duty, attempt in ended if attempt is not None]
 
     def _shut(self) -> bool:
         _running.discard(self)
@@ -208,8 +196,7 @@ class Schedule:
         if self._source.is_async:
             _running.discard(self)
             return
-        for duty in self._duties:
-            duty.due_at = time.monotonic() + _AFTER_FORK
+        self._work.due_at = time.monotonic() + _AFTER_FORK
         self.start()
 
     # -- a beat ----------------------------------------------------------------------------------------
@@ -221,43 +208,63 @@ class Schedule:
         self._seen = wall, monotonic
         jumped = abs((wall - was_wall) - (monotonic - was_monotonic)) > _STEP
         for duty in self._duties:
+            if duty.give_up_what_hangs() and not self._has_looked:
+                self._check_soon()
             if not duty.busy and (jumped or monotonic >= duty.due_at):
-                duty.busy, duty.due_at = True, math.inf
-                try:
-                    self._begin(duty)
-                except RuntimeError:  # no thread is to be had
-                    duty.busy, duty.due_at = False, monotonic + _FIRST_BACK_OFF
-                    raise
+                duty.begin(self._begin)
 
     def seconds_to_beat(self) -> float:
         """Return when the next beat is wanted at the latest."""
         due = min((duty.due_at for duty in self._duties if not duty.busy), default=math.inf)
         return due - time.monotonic()
 
-    def _begin(self, duty: _Duty) -> None:
+    def _begin(self, attempt: Attempt) -> None:
         if self._loop is not None:
-            duty.doing = self._loop.create_task(greenlet_spawn(duty.run))
+            attempt.doing = self._loop.create_task(greenlet_spawn(attempt.run))
         else:
             # A daemon: it does not keep a process alive that is done.
-            duty.doing = threading.Thread(
-                target=duty.run, name=f"alembic_partitions {duty.what}", daemon=True
-            )
-            duty.doing.start()
+            thread = threading.Thread(target=attempt.run, name="alembic_partitions schedule", daemon=True)
+            attempt.doing = thread
+            thread.start()
 
     # -- what it does ----------------------------------------------------------------------------------
 
+    def _run_if_due(self, attempt: Attempt) -> float:
+        try:
+            return self._runs.run_if_due(attempt.at_work)
+        finally:
+            if not self._has_looked:
+                self._check_soon()
+
     def _after_run(self) -> None:
         self._source.forget()
+        self._check_soon()
+
+    def _check_soon(self) -> None:
+        self._has_looked = True
         self._checks.due_at = 0.0
 
-    def _check_alerts(self) -> float:
+    def _check_alerts(self, attempt: Attempt) -> float:
         assert self._alerts is not None
         try:
             self._alerts.check(self._source)
         except Exception as error:  # noqa: BLE001
             # Only its kind: its text may hold the address of a notifier, which is a secret.
             logger.warning("partition alerts: %s", type(error).__name__)
-        return _ALERTS
+            return _ALERTS
+        held_back = getattr(self._alerts, "held_back", None)
+        return min(_ALERTS, held_back(self._source) or _ALERTS) if held_back is not None else _ALERTS
+
+
+def _until(timeout: float) -> Callable[[Attempt], float]:
+    """Return how to tell how many seconds are left to wait for an attempt: long only for a run."""
+    began = time.monotonic()
+
+    def left(attempt: Attempt) -> float:
+        most = timeout if attempt.is_at_work else min(timeout, _LOOK_ENDS)
+        return max(began + most - time.monotonic(), 0)
+
+    return left
 
 
 _running: set[Schedule] = set()
