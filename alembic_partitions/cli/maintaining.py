@@ -10,27 +10,12 @@ from alembic_partitions.talk import shown_log
 
 from .connecting import database_options, visit
 from .door import EXIT_OK, Call, busy, main, say
+from .options import run_options
 from .reporting import tell, tell_scripts
 
 
 @main.command()
-@click.option(
-    "--retention-days",
-    type=click.IntRange(min=1),
-    help="Keep rows for so many days, whatever the policy of the table says.",
-)
-@click.option(
-    "--archive-to",
-    type=click.Path(file_okay=False),
-    help="Folder for what on_expiry='archive' exports (env: ALEMBIC_PARTITIONS_ARCHIVE).",
-)
-@click.option("--analyze/--no-analyze", default=True, help="Keep statistics of what has just closed.")
-@click.option(
-    "--vacuum",
-    multiple=True,
-    metavar="PARTITION",
-    help='Vacuum this partition, or with "closed" those that have just closed; may be repeated.',
-)
+@run_options
 @click.option(
     "--trust-clock", is_flag=True, help="Remove things though the last run was long ago: the clock is right."
 )

@@ -28,6 +28,31 @@ def policy_options(command: Command) -> Command:
     return command
 
 
+def run_options(command: Command) -> Command:
+    """Add what a run of maintenance may be told beside the policies."""
+    for option in (
+        click.option(
+            "--vacuum",
+            multiple=True,
+            metavar="PARTITION",
+            help='Vacuum this partition, or with "closed" those that have just closed; may be repeated.',
+        ),
+        click.option("--analyze/--no-analyze", default=True, help="Keep statistics of what has just closed."),
+        click.option(
+            "--archive-to",
+            type=click.Path(file_okay=False),
+            help="Folder for what on_expiry='archive' exports (env: ALEMBIC_PARTITIONS_ARCHIVE).",
+        ),
+        click.option(
+            "--retention-days",
+            type=click.IntRange(min=1),
+            help="Keep rows for so many days, whatever the policy of the table says.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def one_table_options(command: Command) -> Command:
     """Add what a command takes that works on one table."""
     for option in (

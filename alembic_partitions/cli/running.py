@@ -25,6 +25,7 @@ from alembic_partitions.talk import explain, shown_log
 
 from .connecting import engine_at, visit
 from .door import EXIT_OK, Call, alembic_options, main
+from .options import run_options
 
 logger = logging.getLogger("alembic_partitions")
 
@@ -55,23 +56,7 @@ _AS_LONG_AS_IT_TAKES = "365 d"
     default=True,
     help="Bring tables to their horizon at the start, even if no run is due.",
 )
-@click.option(
-    "--retention-days",
-    type=click.IntRange(min=1),
-    help="Keep rows for so many days, whatever the policy of the only table says.",
-)
-@click.option(
-    "--archive-to",
-    type=click.Path(file_okay=False),
-    help="Folder for what on_expiry='archive' exports (env: ALEMBIC_PARTITIONS_ARCHIVE).",
-)
-@click.option("--analyze/--no-analyze", default=True, help="Keep statistics of what has just closed.")
-@click.option(
-    "--vacuum",
-    multiple=True,
-    metavar="PARTITION",
-    help='Vacuum this partition, or with "closed" those that have just closed; may be repeated.',
-)
+@run_options
 @click.option(
     "--url", envvar="DATABASE_URL", help="The database (env: DATABASE_URL; else as env.py connects)."
 )
