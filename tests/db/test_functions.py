@@ -83,7 +83,9 @@ def history(engine: Engine, name: str = "odds", days: int = 8, **fields: Any) ->
     )
     with engine.connect() as connection:
         script = "".join(sql for _, sql in maintenance.plan_maintain(connection, tables=[name]))
-    return [part for part in partitions(engine, name) if f"DETACH PARTITION public.{part} " in script]
+    return [
+        part for part in partitions(engine, name) if re.search(rf"DETACH PARTITION public\.{part}\b", script)
+    ]
 
 
 @contextmanager

@@ -152,8 +152,8 @@ def test_windows_are_the_same_around_transitions_of_every_zone(engine: Engine) -
         ]
     assert len(asked) > 1_500
     other = differences(engine, asked)
-    # The server's files may be of another release than pytz's.
-    assert len(other) <= len(asked) // 200, other[:3]
+    # The server's files may be of another release than pytz's: Vostok, Choibalsan, Casey and Cancun in 15.x.
+    assert len({windows.timezone for (windows, _), _, _ in other}) <= 6, other[:3]
 
 
 def test_what_no_window_can_hold_has_none_in_sql_either(engine: Engine) -> None:
