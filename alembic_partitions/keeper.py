@@ -152,7 +152,7 @@ class Keeper:
         :raises RunUnderWay: another run does not end within a minute.
         """
         orders = maintenance.Orders(retention, archive_to, analyze, tuple(vacuum))
-        with _apart(), self._side() as side:
+        with apart(), self._side() as side:
             report = maintenance.maintain(side, schema=self._schema, orders=orders)
         with self._our_turn() as _, self._side() as side:
             self._load(side)
@@ -200,7 +200,7 @@ class Keeper:
     def plan(self) -> tuple[maintenance.TablePlan, ...]:
         """Return what :meth:`ensure` would do now; every plan empty means healthy."""
         # Without a turn: it only reads, and whoever asks must not wait for what is being made meanwhile.
-        with _apart(), self._side() as side:
+        with apart(), self._side() as side:
             return maintenance.plan(side, schema=self._schema)
 
     def health(self, *, warn_days: float = WARN_DAYS) -> Health:
@@ -212,7 +212,7 @@ class Keeper:
         met = self.no_partition_errors
         try:
             # Without a turn: it only reads, and whoever asks must not wait for what is being made meanwhile.
-            with _apart(), self._side() as side:
+            with apart(), self._side() as side:
                 return survey(side, schema=self._schema, warn_days=warn_days, error=self._error, met=met)
         except Exception as error:  # noqa: BLE001  # a driver raises its own, unwrapped, while it connects
             return Health(ok=False, error=_told(error), no_partition_errors=met)
@@ -529,7 +529,7 @@ class Keeper:
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:
-        with self._turn(timeout) as ours, _apart():
+        with self._turn(timeout) as ours, apart():
             yield ours
 
     @contextmanager
@@ -559,7 +559,7 @@ class Keeper:
 
 
 @contextmanager
-def _apart() -> Iterator[None]:
+def apart() -> Iterator[None]:
     """Let what happens on a side connection be none of the hooks' business."""
     token = _inside.set(True)
     try:

@@ -21,8 +21,7 @@ from sqlalchemy.util import greenlet_spawn
 from alembic_partitions import maintenance
 from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.health import WARN_DAYS, Health
-from alembic_partitions.keeper import Keeper, seconds
-from alembic_partitions.keeper import _apart as apart
+from alembic_partitions.keeper import Keeper, apart, seconds
 from alembic_partitions.maintenance import View
 from alembic_partitions.sessions import side_connection
 from alembic_partitions.standing import Row, health_of_view, judge
