@@ -136,6 +136,7 @@ def assess(
     stranded: bool | None = None,
     failure: str | None = None,
     gathered: Sequence[str] = (),
+    runway: Runway | None = None,
 ) -> TableHealth:
     """Judge one table.
 
@@ -145,9 +146,11 @@ def assess(
     :param stranded: whether rows lie in its DEFAULT partition, ``None`` if that is unknown.
     :param failure: what went wrong in its last run.
     :param gathered: tables in which rows of a drain that was cut off are hidden.
+    :param runway: what was measured at that instant, if it was.
     """
     table = plan.table
-    runway = runway_of(table, now) if now is not None else None
+    if runway is None and now is not None:
+        runway = runway_of(table, now)
     enabled = table.policy is None or table.policy.enabled
     found: list[tuple[Level, str]] = []
     if table.problem is not None and enabled:

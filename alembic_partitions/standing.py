@@ -40,6 +40,7 @@ def judge(found: Found, warn_days: float) -> list[Row]:
     for database, view in found:
         for item in view.tables:
             assert view.now is not None
+            runway = runway_of(item.table, view.now)
             judged: TableHealth = health.assess(
                 item.plan,
                 view.now,
@@ -47,8 +48,8 @@ def judge(found: Found, warn_days: float) -> list[Row]:
                 stranded=item.stranded,
                 failure=item.failure,
                 gathered=item.gathered,
+                runway=runway,
             )
-            runway = runway_of(item.table, view.now)
             table = item.table
             rows.setdefault((database, table.schema, table.name), Row(database, item, judged, runway))
     return list(rows.values())

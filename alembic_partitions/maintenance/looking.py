@@ -208,6 +208,8 @@ _NOTHING = catalog.Figures()
 
 
 def _expired(table: ManagedTable, now: datetime) -> Sequence[Partition]:
+    if table.policy is None or table.policy.retention is None:
+        return ()
     runway = runway_of(table, now)
     return runway.expired if runway is not None else ()
 

@@ -188,7 +188,7 @@ class _Line:
     at: KeyValue | None
 
     def passed(self, lower: KeyValue | None, upper: KeyValue | None) -> bool:
-        if self.at is None or upper is None:
+        if self.at is None or upper is None or upper > self.at:
             return False
         if self._on_grid(lower, upper):
             return upper <= self.at
