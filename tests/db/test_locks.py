@@ -334,7 +334,7 @@ def test_one_locked_table_stops_no_other_and_is_told(
     with engine.connect() as holder:
         holder.execute(text("LOCK TABLE odds IN SHARE MODE"))
         with ours.connect() as connection:
-            odds, other = maintenance.ensure(connection, give_up_at=time.monotonic() + 1).results
+            odds, other = maintenance.ensure(connection, give_up_at=time.monotonic() + 3).results
     assert odds.error is not None
     assert "holds ShareLock on odds" in odds.error
     assert odds.current_missing
