@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -39,6 +40,9 @@ COMPARISONS: dict[str, Callable[[int, int], bool]] = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A job in a shell's background ignores Ctrl-C, and so would all that the tests start and then interrupt.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "long: takes long and depends on no version; tox runs it once")
     config.addinivalue_line(
         "markers",
