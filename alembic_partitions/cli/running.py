@@ -18,7 +18,6 @@ import click
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from alembic_partitions.errors import ExtraMissing
 from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.keeper import Keeper
 from alembic_partitions.talk import explain, shown_log
@@ -162,10 +161,7 @@ def _alerts(urls: list[str]) -> Any:
         return None
     from alembic_partitions.contrib.alerts import Alerts
 
-    try:
-        return Alerts(*urls)
-    except ImportError:
-        raise ExtraMissing(what="--alert", package="Apprise", extra="alerts") from None
+    return Alerts(*urls)
 
 
 @contextmanager

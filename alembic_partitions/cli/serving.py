@@ -68,6 +68,10 @@ def serve(
     if token_file is not None:
         with click.open_file(token_file, encoding="utf-8") as file:
             token = file.read().strip()
+    if not token:
+        raise click.ClickException(
+            f"there is no token to ask for: set {TOKEN_VARIABLE}, or name a file that has it: --token-file."
+        )
     with shown_log():
         engine = _engine(call, url)
         _serve(engine, host, port, token, closed, archive_to, schema)
@@ -114,7 +118,7 @@ def _serve(
         )
     )
     spoken = logging.getLogger("uvicorn.error")
-    spoken.handlers, spoken.propagate, spoken.disabled = logger.handlers, False, False
+    spoken.handlers, spoken.propagate, spoken.disabled = [*logger.handlers], False, False
     spoken.setLevel(logging.INFO)
     # uvicorn ends in order, and then raises the signal once more.
     signal.signal(signal.SIGTERM, lambda number, frame: None)

@@ -25,7 +25,7 @@ import alembic_partitions
 from alembic_partitions import maintenance
 from alembic_partitions.contrib.alerts import Alerts, Sent, patience
 from alembic_partitions.contrib.source import Source
-from alembic_partitions.errors import SettingError
+from alembic_partitions.errors import ExtraMissing, SettingError
 from tests.databases import ALL_DRIVERS, Database, Roles
 from tests.proxy import silence
 from tests.tables import declare, partitions, policy, rows, run
@@ -568,3 +568,10 @@ def test_what_a_library_says_in_detail_while_it_sends_is_not_logged(
     assert not sent.delivered
     assert "alerts: json did not deliver it" in caplog.text
     assert TOKEN not in caplog.text
+
+
+def test_without_apprise_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    with pytest.raises(ExtraMissing, match=r'pip install "alembic-partitions\[alerts\]"'):
+        Alerts("json://127.0.0.1:1")
+    Alerts(notify=lambda title, body: None)  # with a notifier of one's own nothing is needed

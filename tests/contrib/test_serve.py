@@ -135,9 +135,12 @@ def test_a_host_that_does_not_answer_is_given_up(driver: str, told: str) -> None
     assert ("tcp_user_timeout" in given) is (driver != "asyncpg"), "nor one that answers no more"
 
 
-@pytest.mark.parametrize("told", [[], ["--token-file", "token"]])
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [([], "set ALEMBIC_PARTITIONS_TOKEN"), (["--token-file", "token"], "16 characters or more")],
+)
 def test_it_refuses_to_start_without_a_good_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str], complaint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(serving.TOKEN_VARIABLE, raising=False)
@@ -146,7 +149,7 @@ def test_it_refuses_to_start_without_a_good_token(
         main, ["serve", "--url", "postgresql+psycopg2://nobody@localhost:1/none", *told]
     )
     assert done.exit_code == 1
-    assert "16 characters or more" in done.stderr
+    assert complaint in done.stderr
     assert "hush" not in done.stderr
 
 

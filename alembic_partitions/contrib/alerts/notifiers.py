@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy.util import await_only
 
-from alembic_partitions.errors import SettingError
+from alembic_partitions.errors import ExtraMissing, SettingError
 
 logger = logging.getLogger("alembic_partitions")
 
@@ -83,7 +83,10 @@ def by_url(url: str) -> Notifier:
 
     :raises SettingError: Apprise can do nothing with it.
     """
-    from apprise import Apprise, NotifyFormat, NotifyType  # who brings a notifier needs none of it
+    try:
+        from apprise import Apprise, NotifyFormat, NotifyType  # who brings a notifier needs none of it
+    except ImportError:
+        raise ExtraMissing(what="An alert by URL", package="Apprise", extra="alerts") from None
 
     log = logging.getLogger("apprise")
     was, log.disabled = log.disabled, True  # it would show a URL that it does not understand
