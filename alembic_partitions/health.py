@@ -119,15 +119,6 @@ def worst(levels: Iterable[Level]) -> Level:
     return next((level for level in order if level in found), Level.UNKNOWN)
 
 
-def health_of(plans: Iterable[Plan], error: str | None = None, now: datetime | None = None) -> Health:
-    """Tell how tables stand whose plans these are; every plan empty means healthy.
-
-    :param now: the instant of the plans; without it no runway is measured.
-    """
-    tables = tuple(assess(plan, now) for plan in plans)
-    return Health(not any(table.current_missing for table in tables), tables, error, now)
-
-
 def assess(
     plan: Plan,
     now: datetime | None,

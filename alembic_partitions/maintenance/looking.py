@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog
 from alembic_partitions.drivers import reason
-from alembic_partitions.plan import ManagedTable, Partition, Plan, is_off_grid, plan_horizon, runway_of
+from alembic_partitions.plan import ManagedTable, Partition, Plan, cutoff, is_off_grid, plan_horizon
 
 from .ensuring import snapshot_of
 from .settings import NOW_VARIABLE, clock
@@ -208,10 +208,12 @@ _NOTHING = catalog.Figures()
 
 
 def _expired(table: ManagedTable, now: datetime) -> Sequence[Partition]:
-    if table.policy is None or table.policy.retention is None:
+    if table.problem is not None or table.policy is None:
         return ()
-    runway = runway_of(table, now)
-    return runway.expired if runway is not None else ()
+    oldest = cutoff(table.policy, table.grid, now)
+    if oldest is None:
+        return ()
+    return [p for p in table.partitions if not p.is_default and p.upper is not None and p.upper <= oldest]
 
 
 def _marked(table: ManagedTable, marks: Mapping[int, str | None]) -> ManagedTable:

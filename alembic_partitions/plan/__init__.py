@@ -41,6 +41,7 @@ from .conversion import (
     plan_conversion,
 )
 from .horizon import (
+    cutoff,
     is_off_grid,
     plan_horizon,
     plan_rows,
@@ -247,6 +248,7 @@ __all__ = [
     "as_partition",
     "carried_on",
     "constrained_by_index",
+    "cutoff",
     "differences",
     "drains_of",
     "first_window",

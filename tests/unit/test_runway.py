@@ -418,12 +418,16 @@ def test_something_wrong_is_worse_than_something_unknown() -> None:
     assert health.worst([Level.CRITICAL, Level.UNKNOWN]) is Level.CRITICAL
 
 
+def healthy(*tables: health.TableHealth) -> health.Health:
+    return health.Health(not any(found.current_missing for found in tables), tables)
+
+
 def test_the_health_of_plans_alone_measures_no_runway() -> None:
-    found = health.health_of([plan_horizon(full(table()), NOW)])
+    found = healthy(health.assess(plan_horizon(full(table()), NOW), None))
     assert found.ok
     assert found.tables[0].runway is None
     assert found.level is Level.OK
-    assert health.health_of([]).level is Level.UNKNOWN
-    missing = health.health_of([plan_horizon(table(), NOW)], now=NOW)
+    assert healthy().level is Level.UNKNOWN
+    missing = healthy(judged(table()))
     assert not missing.ok
     assert missing.level is Level.CRITICAL
