@@ -26,10 +26,12 @@ class Call:
     """Work under way: in a thread that keeps no process alive, or as a task of an event loop.
 
     :param is_async: whether this is within SQLAlchemy's greenlet, as ``work`` is to be.
+    :param patience: seconds until it is given up, in place of :data:`PATIENCE`.
     """
 
-    def __init__(self, work: Callable[[], None], is_async: bool) -> None:
+    def __init__(self, work: Callable[[], None], is_async: bool, patience: float | None = None) -> None:
         self.began = time.monotonic()
+        self._patience = patience
         self._task: asyncio.Task[None] | None = None
         self._ended = threading.Event()
         if is_async:
@@ -55,7 +57,7 @@ class Call:
     @property
     def left(self) -> float:
         """Seconds until it is given up; none or fewer where it is."""
-        return self.began + PATIENCE - time.monotonic()
+        return self.began + (PATIENCE if self._patience is None else self._patience) - time.monotonic()
 
     def wait(self) -> bool:
         """Wait until it ends; return whether it did before it was to be given up.
@@ -66,6 +68,11 @@ class Call:
             return self._ended.wait(max(self.left, 0))
         await_only(asyncio.wait({self._task}, timeout=max(self.left, 0)))
         if not self._task.done():
-            self._task.cancel()
+            self.cancel()
             return False
         return True
+
+    def cancel(self) -> None:
+        """End what a task waits for; a thread goes on."""
+        if self._task is not None:
+            self._task.cancel()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from contextvars import copy_context
+from concurrent.futures import Future
 from typing import TypeVar
 
-from sqlalchemy.util import await_only, greenlet_spawn
+from alembic_partitions.contrib.calls import Call
 
 #: Seconds that one call may take.
 ANSWER_WITHIN = 30.0
@@ -28,7 +25,7 @@ class Patience:
 
     def renew(self) -> None:
         """Forget what hung in the process that this one was forked from."""
-        self._hanging: list[Future[object]] = []
+        self._hanging: list[Call] = []
         self._not_before = 0.0
 
     def __call__(self, work: Callable[[], T], in_loop: bool) -> T:
@@ -37,49 +34,27 @@ class Patience:
         :param in_loop: whether we are in SQLAlchemy's greenlet.
         :raises TimeoutError: there is no answer.
         """
-        if in_loop:
-            return await_only(_answer(work))
-        self._hanging = [one for one in self._hanging if not one.done()]
+        self._hanging = [call for call in self._hanging if call.is_under_way]
         if self._hanging and time.monotonic() < self._not_before:
             raise TimeoutError("no answer to earlier looks, which still wait for it")
-        future: Future[T] = Future()
-        target, arguments = copy_context().run, (_work, future, work)
-        # A daemon: it does not keep a process alive that is done.
-        threading.Thread(target=target, args=arguments, name="alembic_partitions look", daemon=True).start()
-        wait([future], ANSWER_WITHIN)
-        if not future.done():
-            self._hanging.append(future)  # type: ignore[arg-type]
-            rest = min(ANSWER_WITHIN / 4 * 2 ** len(self._hanging), _LONGEST_REST)
-            self._not_before = time.monotonic() + rest
-            raise _no_answer()
-        return future.result()
+        answer: Future[T] = Future()
 
+        def ask() -> None:
+            try:
+                answer.set_result(work())
+            except BaseException as error:  # noqa: BLE001  # raised where it is waited for
+                answer.set_exception(error)
 
-def _work(future: Future[T], work: Callable[[], T]) -> None:
-    try:
-        future.set_result(work())
-    except BaseException as error:  # noqa: BLE001  # raised where it is waited for
-        future.set_exception(error)
-
-
-async def _answer(work: Callable[[], T]) -> T:
-    task = asyncio.ensure_future(greenlet_spawn(work))
-    try:
-        await asyncio.wait({task}, timeout=ANSWER_WITHIN)
-        if not task.done():
-            raise _no_answer()
-        return task.result()
-    finally:
-        if not task.done():
-            task.cancel()
-            task.add_done_callback(_seen)
-
-
-def _seen(task: asyncio.Future[T]) -> None:
-    """Take note of what it raised, so that asyncio does not complain that nobody has."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _no_answer() -> TimeoutError:
-    return TimeoutError(f"no answer within {ANSWER_WITHIN:g} s")
+        call = Call(ask, in_loop, ANSWER_WITHIN)
+        try:
+            answered = call.wait()
+        except BaseException:  # who waits is cancelled, and with it what it waits for
+            call.cancel()
+            raise
+        if not answered:
+            if not in_loop:
+                self._hanging.append(call)
+                rest = min(ANSWER_WITHIN / 4 * 2 ** len(self._hanging), _LONGEST_REST)
+                self._not_before = time.monotonic() + rest
+            raise TimeoutError(f"no answer within {ANSWER_WITHIN:g} s")
+        return answer.result()
