@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Sequence
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
-from alembic_partitions.drivers import reason, sqlstate
+from alembic_partitions.drivers import reason, sqlstate, takes_scripts
 from alembic_partitions.errors import LockNotAvailable, StepFailed
 from alembic_partitions.plan import Coverage, CreatePartition, ManagedTable, Plan
-from alembic_partitions.sessions import pause
+from alembic_partitions.sessions import autocommit, pause
 
 from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, remark, send
 from .statements import script as batches_script
@@ -51,10 +51,63 @@ def render(
 def script(plan: Plan, user: str | None = None) -> str:
     """Return a plan as a script that psql runs, saying why each partition is made and whom it locks."""
     said = "".join(f"{remark(str(finding))}\n" for finding in plan.findings)
-    return said + "".join(
+    return said + _script_of(plan.steps, user)
+
+
+def _script_of(steps: Sequence[CreatePartition], user: str | None) -> str:
+    return "".join(
         batches_script([Batch(render(step, user))], f"{step.table.schema}.{step.name}: {step.reason.value}")
-        for step in plan.steps
+        for step in steps
     )
+
+
+def create_at_once(
+    connection: Connection, steps: Sequence[CreatePartition], *, user: str | None = None
+) -> int:
+    """Make partitions of one table in one round trip, each in a transaction of its own; return how many of
+    the first of them have been made by us.
+
+    What is sent is what :func:`script` prints. It ends with the first that fails: from there on it is for
+    :func:`create_partition`, which waits for locks and tells who or what is in the way.
+
+    :param connection: not in a transaction.
+    :raises StepFailed: the connection was lost; what has been made by then stays.
+    """
+    if len(steps) < 2 or not takes_scripts(connection):
+        return 0
+    table, names = steps[0].table, [step.name for step in steps]
+    with connection.begin():
+        stand, parent = catalog.standing(connection, table.schema, names, table.name)
+    if stand or parent != table.oid:
+        return 0
+    try:
+        with autocommit(connection):
+            try:
+                send(connection, Statement(_script_of(steps, user)))
+            except DBAPIError:
+                if not connection.invalidated:
+                    send(connection, Statement(ddl.Rollback().sql()))
+                raise
+    except DBAPIError as error:
+        if connection.invalidated:
+            raise StepFailed(table=str(table), partition=names[0], reason=reason(error)) from error
+        return _made_before(connection, steps, error)
+    return len(steps)
+
+
+def _made_before(connection: Connection, steps: Sequence[CreatePartition], error: DBAPIError) -> int:
+    """Return how many of the first were made before the one that failed.
+
+    Where a competitor was faster, what stands may be his: the name that the server tells, in whatever
+    language, is that of the first which is not ours.
+    """
+    names = [step.name for step in steps]
+    with connection.begin():
+        stand, _ = catalog.standing(connection, steps[0].table.schema, names, steps[0].table.name)
+    if sqlstate(error) in LOST_RACE:
+        told = [name for name in names if name in str(error.orig)]
+        stand -= {max(told, key=len)} if told else stand
+    return next((number for number, name in enumerate(names) if name not in stand), len(names))
 
 
 def create_partition(
@@ -127,7 +180,7 @@ def _attempt(connection: Connection, step: CreatePartition, user: str | None, tu
         for statement in statements[:3]:
             send(connection, statement)
         # Ours is the turn now: a competitor may just have finished the same partition.
-        stands, parent = catalog.standing(connection, step.table.schema, step.name, step.table.name)
+        stands, parent = catalog.standing(connection, step.table.schema, [step.name], step.table.name)
         if parent != step.table.oid:
             raise StepFailed(
                 table=str(step.table),
