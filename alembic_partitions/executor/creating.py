@@ -26,6 +26,9 @@ TURN_TIMEOUT_MS = 2_000
 #: The application_name under which tables are analyzed; what holds a lock by that name gives way.
 UPKEEP = "alembic-partitions upkeep"
 
+#: Partitions in one message: one round trip instead of six for each.
+AT_ONCE = 30
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
 LOST_RACE = {"42P07", "42710", "23505", "42P17"}
@@ -61,20 +64,31 @@ def _script_of(steps: Sequence[CreatePartition], user: str | None) -> str:
     )
 
 
-def create_at_once(
-    connection: Connection, steps: Sequence[CreatePartition], *, user: str | None = None
-) -> int:
-    """Make partitions of one table in one round trip, each in a transaction of its own; return how many of
-    the first of them have been made by us.
-
-    What is sent is what :func:`script` prints. It ends with the first that fails: from there on it is for
-    :func:`create_partition`, which waits for locks and tells who or what is in the way.
+def create_next(
+    connection: Connection,
+    steps: Sequence[CreatePartition],
+    *,
+    user: str | None = None,
+    give_up_at: float | None = None,
+) -> list[tuple[CreatePartition, bool]]:
+    """Make the first of some partitions of one table: as many as go in one message while nothing is in the
+    way, or else one, as :func:`create_partition` does and raises.
 
     :param connection: not in a transaction.
-    :raises StepFailed: the connection was lost; what has been made by then stays.
+    :return: those that stand now, and whether it was us who made them.
     """
-    if len(steps) < 2 or not takes_scripts(connection):
-        return 0
+    several = steps[:AT_ONCE]
+    made = _at_once(connection, several, user) if len(several) > 1 and takes_scripts(connection) else 0
+    if made:
+        return [(step, True) for step in several[:made]]
+    return [(steps[0], create_partition(connection, steps[0], user=user, give_up_at=give_up_at))]
+
+
+def _at_once(connection: Connection, steps: Sequence[CreatePartition], user: str | None) -> int:
+    """Send partitions in one message, as :func:`script` prints them, each a transaction of its own.
+
+    Return how many of the first have been made by us: it ends with the first that fails, for any reason.
+    """
     table, names = steps[0].table, [step.name for step in steps]
     with connection.begin():
         stand, parent = catalog.standing(connection, table.schema, names, table.name)

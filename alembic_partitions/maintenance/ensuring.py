@@ -31,8 +31,6 @@ from .settings import clock, config_schema
 
 logger = logging.getLogger("alembic_partitions")
 
-#: Partitions made in one round trip, while nothing is in the way.
-AT_ONCE = 30
 #: Looking every few minutes, processes would fill the history with nothing.
 WriteDown: TypeAlias = Literal["always", "news", "never"]
 
@@ -254,20 +252,16 @@ def make(
             work.missing += left
             return
         try:
-            several = left[:AT_ONCE]
-            made = executor.create_at_once(connection, several, user=user)
-            for step in several[:made]:
-                work.created.append(step.name)
-                yield step
-            del left[:made]
-            if made < len(several):
-                if executor.create_partition(connection, left[0], user=user, give_up_at=patience):
-                    work.created.append(left[0].name)
-                    yield left[0]
-                del left[0]
+            done = executor.create_next(connection, left, user=user, give_up_at=patience)
         except (PartitionError, DBAPIError) as error:
             work.error = str(error) if isinstance(error, PartitionError) else reason(error)
             logger.warning("partitions of %s: %s", work.plan.table, work.error)
+            continue
+        del left[: len(done)]
+        for step, by_us in done:
+            if by_us:
+                work.created.append(step.name)
+                yield step
 
 
 def result_of(work: Work) -> TableResult:

@@ -168,7 +168,7 @@ class Gate:
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate()
-    monkeypatch.setattr(ensuring, "AT_ONCE", 1)  # what goes in one message is one step
+    monkeypatch.setattr(executor.creating, "AT_ONCE", 1)  # what goes in one message is one step
     monkeypatch.setattr(creating, "make", made)
     monkeypatch.setattr(ensuring, "make", made)
     yield made
@@ -243,7 +243,7 @@ def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
             )
         return real(side, step, **kw)
 
-    monkeypatch.setattr(ensuring, "AT_ONCE", 1)
+    monkeypatch.setattr(executor.creating, "AT_ONCE", 1)
     monkeypatch.setattr(executor, "create_partition", create_partition)
     before = partitions(engine)
     job = site.done("create", {"table": "odds", "count": 5})

@@ -12,7 +12,8 @@ from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import executor, maintenance
-from alembic_partitions.maintenance import ensuring
+from alembic_partitions.errors import StepFailed
+from alembic_partitions.executor import creating
 from tests.databases import Database
 from tests.tables import NOW, catalog, declare, listening, partitions, policy, rows, run, scalar
 
@@ -140,7 +141,8 @@ def test_a_table_that_was_replaced_meanwhile_gets_none(seven: Engine) -> None:
             "DROP TABLE odds",
             "CREATE TABLE odds (at timestamptz NOT NULL) PARTITION BY RANGE (at)",
         )
-        assert executor.create_at_once(connection, planned.plan.steps, user=planned.user) == 0
+        with pytest.raises(StepFailed, match="dropped or replaced"):
+            executor.create_next(connection, planned.plan.steps, user=planned.user)
     assert partitions(seven) == []
 
 
@@ -167,7 +169,7 @@ def test_a_backend_that_dies_in_the_middle_leaves_whole_partitions_alone(seven: 
 
 
 def test_more_than_a_message_holds_go_in_several(seven: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensuring, "AT_ONCE", 2)
+    monkeypatch.setattr(creating, "AT_ONCE", 2)
     with listening(seven) as sent:
         assert list(ensure(seven).created) == DAYS
     assert sum(statement.startswith("--") for statement in sent.statements) == 3

@@ -793,10 +793,10 @@ KILL_NINE = """
 import os, signal, sys
 from sqlalchemy import create_engine, event
 from alembic_partitions import maintenance
-from alembic_partitions.maintenance import ensuring
+from alembic_partitions.executor import creating
 
 engine = create_engine(sys.argv[1])
-ensuring.AT_ONCE = 1
+creating.AT_ONCE = 1
 
 @event.listens_for(engine, "after_cursor_execute")
 def die(connection, cursor, statement, *rest):

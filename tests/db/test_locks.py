@@ -15,7 +15,6 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from alembic_partitions import executor, maintenance
 from alembic_partitions.errors import LockNotAvailable
 from alembic_partitions.executor import creating
-from alembic_partitions.maintenance import ensuring
 from alembic_partitions.plan import CreatePartition
 from tests.databases import Database, locks_referrers
 from tests.tables import NOW, columns, declare, listening, partitions, policy, rows, run, scalar
@@ -209,7 +208,7 @@ def test_nothing_is_sent_that_could_wait_without_a_lock_timeout(
     engine: Engine, ours: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     declare(engine)
-    monkeypatch.setattr(ensuring, "AT_ONCE", 1)  # several are sent as the text of these
+    monkeypatch.setattr(creating, "AT_ONCE", 1)  # several are sent as the text of these
     run(engine, "DROP TABLE odds_2026_04_05, odds_2026_04_06")
     patience: list[tuple[str, str]] = []
 
