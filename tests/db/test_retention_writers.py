@@ -152,7 +152,7 @@ def test_nobody_loses_a_row_while_partitions_go(
 def test_a_transaction_that_finalize_waits_for_gets_the_partition_that_it_needs(
     database: Database, quiet: Engine, clock: Clock
 ) -> None:
-    """FINALIZE keeps others from making partitions while it waits, here for the one who needs the partition."""
+    """FINALIZE keeps others from making partitions while it waits, here for the one who needs it."""
     fill(quiet)
     half_detach(quiet, "odds", "odds_2026_03_13")
     maintaining = threading.Thread(target=maintain, args=(quiet,))
