@@ -149,6 +149,7 @@ class Ledger:
 
     sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     told: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    acknowledged: int = 0
     unknown: int = 0
     pending: int = 0
     trouble: list[str] = field(default_factory=list)
@@ -170,6 +171,7 @@ class Ledger:
             self.sent[table, note] += 1
         elif what == "told":
             self.told[table, note] = datetime.fromisoformat(at)
+            self.acknowledged += 1
         elif what == "unknown":
             self.unknown += 1
         elif what == "pending":
