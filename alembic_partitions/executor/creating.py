@@ -159,6 +159,9 @@ def create_partition(
                 return _verified(connection, step, error)
             if code not in TRY_AGAIN:
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+        # At a midnight that many meet at once the window is there long before the last of them has its turn.
+        if _made_meanwhile(connection, step):
+            return False
         holders = _holders(connection, step)
         _refuse_if_hopeless(holders, step, callers)
         if any(holder.application == UPKEEP for holder in holders):
@@ -214,10 +217,14 @@ def _covered(connection: Connection, step: CreatePartition) -> bool:
 
 def _verified(connection: Connection, step: CreatePartition, error: DBAPIError) -> bool:
     """A lost race is success when the catalog shows the window covered."""
-    with connection.begin():
-        if _covered(connection, step):
-            return False
+    if _made_meanwhile(connection, step):
+        return False
     raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+
+
+def _made_meanwhile(connection: Connection, step: CreatePartition) -> bool:
+    with connection.begin():
+        return _covered(connection, step)
 
 
 def attach_locks(table: ManagedTable) -> str:

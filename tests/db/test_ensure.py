@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from alembic_partitions import maintenance
+from alembic_partitions import ddl, maintenance
+from alembic_partitions.catalog import blockers
 from alembic_partitions.errors import ConfigurationError, SettingError
 from tests.databases import Database, Databases, Roles
 from tests.db.test_operations import OTHERWISE, half_detach
@@ -627,6 +628,31 @@ def test_a_competitor_who_has_not_committed_is_waited_for_and_not_for_ever(
         assert "ShareUpdateExclusiveLock on odds" in result.error
         competitor.commit()
     assert ensure(engine).results[0] == maintenance.TableResult("public.odds")
+
+
+def test_a_window_that_is_there_is_not_waited_for(engine: Engine, short_of_today: Engine) -> None:
+    """Others still stand before us in the queue of those who make partitions, though it is made."""
+    oid = scalar(engine, "SELECT CAST('odds'::regclass AS oid)")
+    queue = ddl.LockParent(oid).sql()
+    with short_of_today.connect() as competitor:
+        competitor.execute(text(queue))
+        with meanwhile(engine, queue, lambda: run(short_of_today, MINE)):
+            (result,) = ensure(engine, give_up_at=time.monotonic() + 0.3).results
+    assert result == maintenance.TableResult("public.odds")
+
+
+def test_a_competitor_who_has_stood_in_the_queue_is_none_in_the_way(
+    engine: Engine, short_of_today: Engine
+) -> None:
+    """Its transaction began before its turn came; a migration's, which is in the way, goes on for longer."""
+    oid = scalar(engine, "SELECT CAST('odds'::regclass AS oid)")
+    with short_of_today.connect() as competitor, engine.connect() as other:
+        competitor.execute(text("SELECT pg_sleep(3.1)"))
+        competitor.execute(text(ddl.LockParent(oid).sql()))
+        competitor.execute(text("LOCK TABLE ONLY odds IN SHARE UPDATE EXCLUSIVE MODE"))
+        assert blockers(other, oid) == []
+        competitor.execute(text("SELECT pg_sleep(2)"))
+        assert [found.mode for found in blockers(other, oid)] == ["ShareUpdateExclusiveLock"]
 
 
 def test_a_competitor_who_commits_in_time_costs_nothing(engine: Engine, short_of_today: Engine) -> None:
