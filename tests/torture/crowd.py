@@ -28,7 +28,7 @@ _REST = 0.002  # seconds between two transactions
 class Told:
     """What the writers met: milliseconds that each transaction took, and what went wrong."""
 
-    took: list[float] = field(default_factory=list)
+    took: list[float] = field(default_factory=list, repr=False)
     errors: list[str] = field(default_factory=list)
 
     @property

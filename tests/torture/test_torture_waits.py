@@ -6,7 +6,7 @@ the writers took is told; asserted is what does not depend on how busy the machi
 that nobody queues behind us for long, and that we queue for no ACCESS EXCLUSIVE on the table but where the
 plan says so.
 
-TORTURE_OPEN_SECONDS (5) is how long the transaction is open, TORTURE_WRITERS (6) how many write;
+TORTURE_OPEN_SECONDS (5) is how long the transaction is open, TORTURE_WAITERS (6) how many write;
 TORTURE_OPEN_SECONDS=1 and `-k reader` make it a matter of seconds.
 """
 
@@ -41,7 +41,7 @@ from tests.torture.telling import SEED, draws, setting, tell
 
 WIDE = Console(width=150)
 OPEN = setting("TORTURE_OPEN_SECONDS", 5)
-WRITERS = setting("TORTURE_WRITERS", 6)
+WRITERS = setting("TORTURE_WAITERS", 6)
 AFTER = 1.0  # seconds that all goes on when the long transaction has ended
 #: Milliseconds.
 BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
