@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
@@ -61,7 +61,8 @@ def side_connection(engine: Engine) -> Iterator[Connection]:
     """
     with side_engine(engine).connect() as connection:
         set_level(connection, "READ COMMITTED")
-        yield connection
+        with kept_at(connection, "READ COMMITTED"):
+            yield connection
 
 
 def set_level(connection: Connection, level: str) -> None:
@@ -76,6 +77,25 @@ def set_level(connection: Connection, level: str) -> None:
         connection.invalidate(error)
         told = f"(isolation level {level})"
         raise OperationalError(told, None, error, connection_invalidated=True) from error
+
+
+@contextmanager
+def kept_at(connection: Connection, level: str) -> Iterator[None]:
+    """Have whatever connection is opened in the stead of one that has died be at the same isolation level."""
+    at = connection.connection.dbapi_connection
+
+    def again(connection: Connection) -> None:
+        nonlocal at
+        opened = connection.connection.dbapi_connection
+        if opened is not at:
+            set_level(connection, level)
+            at = opened
+
+    event.listen(connection, "begin", again)
+    try:
+        yield
+    finally:
+        event.remove(connection, "begin", again)
 
 
 @contextmanager
@@ -130,7 +150,7 @@ def own_transactions(connection: Connection) -> Iterator[None]:
     :param connection: not in a transaction.
     """
     before = "AUTOCOMMIT" if in_autocommit(connection) else _level(connection)
-    with at_level(connection, "READ COMMITTED", before):
+    with at_level(connection, "READ COMMITTED", before), kept_at(connection, "READ COMMITTED"):
         yield
 
 
