@@ -198,7 +198,7 @@ class Runs:
         """A day goes by: repair a window, where there is a DEFAULT with a row stranded in it; maintain."""
         for number in range(1, 1000):
             self._clock.forward(days=1)
-            day = NOW + timedelta(days=400 + number)
+            day = NOW + timedelta(days=200 + number)
             if self._default:
                 run(self._engine, f"INSERT INTO events (at, site) VALUES ('{day}', 1)")
             with self._engine.connect() as connection:
