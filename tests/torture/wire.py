@@ -224,13 +224,13 @@ class _Line:
                 body = _exactly(server, struct.unpack("!I", head)[0] - 4)
                 if kind == b"K":
                     self._pid = struct.unpack("!I", body[:4])[0]
+                if kind in b"ZEt1":  # ready, failed; or what a Flush brings. Before the client can go on.
+                    self._answered.set()
                 swallowed = kind == b"Z" and self._not_ready
                 if swallowed:
                     self._not_ready = False
                 if not self._mute and not swallowed:
                     self._client.sendall(kind + head + body)
-                if kind in b"Zt1":  # ready; or what a Flush brings
-                    self._answered.set()
         with suppress(OSError):
             self._client.shutdown(socket.SHUT_RDWR)
 
