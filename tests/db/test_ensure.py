@@ -22,7 +22,9 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from alembic_partitions import ddl, maintenance
 from alembic_partitions.catalog import blockers
+from alembic_partitions.drivers import backend_pid
 from alembic_partitions.errors import ConfigurationError, SettingError
+from alembic_partitions.sessions import in_autocommit, side_connection
 from tests.databases import Database, Databases, Roles
 from tests.db.test_operations import OTHERWISE, half_detach
 from tests.postgres import Server
@@ -693,6 +695,35 @@ def test_turns_are_taken_by_the_oid_not_by_the_name(engine: Engine) -> None:
         (lock,) = [s for s in statements(plan(engine, tables=["racing.odds"])[0].sql()) if "advisory" in s]
         holder.execute(text(lock.removesuffix(";")))
         assert ensure(engine, tables=["public.odds"]).created == 1
+
+
+# -- a connection that dies --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["a connection", "a side connection"])
+def test_what_is_opened_for_a_connection_that_died_is_at_no_autocommit_of_the_engines(
+    engine: Engine, driver: str, database: Database, aside: bool
+) -> None:
+    for name in ("a", "b"):
+        declare(engine, name)
+        run(engine, *(f"DROP TABLE {part}" for part in partitions(engine, name)))
+    own = create_engine(database.driver_url(driver), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    died: list[int] = []
+    levels: set[bool] = set()
+
+    def kill(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if "CREATE TABLE" in statement:
+            levels.add(in_autocommit(connection))
+            if not died:
+                died.append(backend_pid(connection))
+                run(engine, f"SELECT pg_terminate_backend({died[0]}, 10000)")
+
+    with side_connection(own) if aside else own.connect() as connection:
+        event.listen(connection, "before_cursor_execute", kill)
+        first, second = (maintenance.ensure if aside else maintenance.maintain)(connection).results
+    assert first.error
+    assert (second.error, len(second.created)) == (None, 4)
+    assert levels == {False}
 
 
 # -- killed at any moment ------------------------------------------------------------------------------
