@@ -103,7 +103,7 @@ class DropPartitionsOp(CreatePartitionsOp):
 
 @Operations.implementation_for(CreatePartitionsOp)
 def _create_partitions(operations: Operations, operation: CreatePartitionsOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema, operation.table_name)
     connection = door.connection
     if connection is None:
         found = _offline_table(operation)
@@ -163,7 +163,8 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
 
 @Operations.implementation_for(DropPartitionsOp)
 def _drop_partitions(operations: Operations, operation: DropPartitionsOp) -> None:
-    operations.execute(ddl.DropEmptyPartitions(operation.schema, operation.table_name, operation.made_by))
+    door = door_of(operations, operation.schema, operation.table_name)
+    door.execute(ddl.DropEmptyPartitions(operation.schema, operation.table_name, operation.made_by))
 
 
 def _iso(moment: KeyValue | str) -> str:
