@@ -48,7 +48,7 @@ _EVIL = (
         "''",
         '""',
     ),
-    *("select", "user", "all", "default", "lateral", "tablesample", "concurrently", "null", "true", "public"),
+    *("select", "user", "all", "default", "null", "true", "public"),
     *("pg_catalog", "partition_config", "odds_2026_04_05", "Ünïcödé", "日本語の表", "😀", "\u202e", "\ufeff"),
     *(
         "\u00a0",
@@ -105,11 +105,13 @@ class Texts:
     #: Whether names may be such as PostgreSQL cannot have.
     hopeless: bool = True
     own: list[str] = field(default_factory=list)
+    #: What the last name is in the evil one of two twins: on it decide what both do.
+    evil: str = ""
 
     def name(self, plain: str = "Thing") -> str:
         """Return a name of a table, a column, a schema..."""
-        evil = evil_name(self.dice, 0.04 if self.hopeless else 0.0)
-        name = f"A {plain} {len(self.own)}" if self.plain else evil
+        self.evil = evil_name(self.dice, 0.04 if self.hopeless else 0.0)
+        name = f"A {plain} {len(self.own)}" if self.plain else self.evil
         self.own.append(name)
         return name
 
@@ -280,10 +282,9 @@ def partitions(dice: random.Random, grid: Grid, now: datetime, texts: Texts) -> 
     edges: list[KeyValue | None] = [*([None] if dice.random() < 0.2 else []), *ordered]
     edges += [None] if dice.random() < 0.2 and edges and edges[-1] is not None else []
     found, schema = [], texts.name("schema")
+    marks = (None, "", "alembic_partitions: made by ensure", "alembic_partitions: detaching {")
     for number in range(len(edges) - 1):
-        mark = dice.choice(
-            (None, "", "alembic_partitions: made by ensure", "alembic_partitions: detaching {")
-        )
+        mark = dice.choice(marks)
         name, pending = texts.name("part"), dice.random() < 0.06
         if dice.random() < 0.7 and (edges[number], edges[number + 1]) != (None, None):
             found.append(

@@ -1,7 +1,8 @@
 """What a statement is made of, whatever names and values stand in it; and what a server was sent.
 
-A statement's skeleton is its tokens without what each name and each literal says. However a table is called, the verbs send the skeletons that they send for plain names: a name that gets out of its
-quotes leaves tokens of its own.
+A statement's skeleton is its tokens without what each name and each literal says. However a table is called,
+the verbs send the skeletons that they send for plain names: a name that gets out of its quotes leaves tokens
+of its own.
 """
 
 from __future__ import annotations
@@ -185,6 +186,7 @@ DRIVER = {
     "select current_schema()",
     "show standard_conforming_strings",
     "show transaction isolation level",
+    "SET default_transaction_isolation TO DEFAULT",
     "BEGIN ISOLATION LEVEL READ COMMITTED",
 }
 _HSTORE = "WHERE typname = 'hstore'"  # psycopg2 looks whether it is there
@@ -252,7 +254,9 @@ class Witness:
         while end not in path.read_text(errors="replace") and time.monotonic() < deadline:
             time.sleep(0.1)
         found: dict[int, list[str]] = defaultdict(list)
-        for line in path.read_text().splitlines():
+        for line in path.read_text().split("\n"):
+            if not line:
+                continue
             entry = json.loads(line)
             if entry.get("application_name") == OURSELVES or entry.get("backend_type") != "client backend":
                 continue
@@ -261,8 +265,8 @@ class Witness:
             if entry["error_severity"] == "LOG" and message.startswith("statement: "):
                 said.append(message.removeprefix("statement: "))
             elif "statement" in entry and entry["error_severity"] in ("ERROR", "FATAL"):
-                if not said or said[-1] != entry["statement"]:  # it could not even be parsed
-                    said.append(entry["statement"])
+                # One that could not even be parsed is told of here alone.
+                said += [entry["statement"]] if said[-1:] != [entry["statement"]] else []
         return found
 
     def strangers(self, admin: Any) -> list[tuple[int, str]]:
@@ -271,5 +275,9 @@ class Witness:
         for pid, said in self.logged(admin).items():
             left = Counter(said)
             left.subtract(Counter(self.sent.get(pid, ())))
-            found += [(pid, one) for one, count in left.items() if count and one not in DRIVER and _HSTORE not in one]
+            found += [
+                (pid, one)
+                for one, count in left.items()
+                if count and one not in DRIVER and _HSTORE not in one
+            ]
         return found

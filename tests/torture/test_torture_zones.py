@@ -197,7 +197,8 @@ class World:
         with self.engine.connect() as connection:
             connection.execute(text("SET LOCAL TimeZone = 'UTC'"))
             found = connection.execute(text(f"SELECT at::text FROM {name}")).scalars()
-            return {value_of(printed, TABLES[name].key_type) for printed in found} - {None}  # type: ignore[misc]
+            values = (value_of(printed, TABLES[name].key_type) for printed in found)
+            return {value for value in values if value is not None}
 
     # -- one look at the world ------------------------------------------------------------------------
 
@@ -336,8 +337,8 @@ def _live(world: World, now: datetime, old_replica: bool, dice: Any) -> None:
         if old_replica:
             world.ensure()
             world.settles()
-            for name, parts in world.partitions().items():
-                made = [p for p in parts if (p.lower, p.upper) not in before[name]]
+            for name, there in world.partitions().items():
+                made = [p for p in there if (p.lower, p.upper) not in before[name]]
                 world.old_bounds[name] |= {bound for p in made for bound in (p.lower, p.upper)}  # type: ignore[misc]
     with released(world.change.new):
         _insert(world, now, old_cutoffs, old_edges, dice)
@@ -391,7 +392,8 @@ def _made_well(
     for name, found in parts.items():
         grid, old = world.grid(name), world.old_bounds[name]
         for part in found:
-            assert part.lower is not None and part.upper is not None
+            assert part.lower is not None
+            assert part.upper is not None
             if (part.lower, part.upper) in before[name] or {part.lower, part.upper} <= old:
                 continue
             window = grid.at(part.lower)

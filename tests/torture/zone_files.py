@@ -1,4 +1,4 @@
-"""Releases of the time-zone database that nobody has made: a zone's clock changes, written as pytz reads them."""
+"""Releases of the time-zone database that nobody has made: clock changes, written as pytz reads them."""
 
 from __future__ import annotations
 
