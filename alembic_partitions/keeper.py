@@ -7,6 +7,7 @@ the purpose. No look takes longer than ``wait``, and none takes the application 
 from __future__ import annotations
 
 import logging
+import random
 import re
 import time
 from collections import Counter
@@ -48,6 +49,9 @@ _inside: ContextVar[bool] = ContextVar("alembic_partitions_inside", default=Fals
 
 # After a look that failed the next one comes sooner than ``refresh``, in seconds; doubling.
 _SOON = 10.0
+# The next look comes by chance between this share of ``refresh`` and all of it: processes that a deploy, or a
+# server that has come back, set in step would go on asking all at once.
+_EARLIEST = 0.75
 # How long, in seconds, what goes on going wrong is not logged again.
 _REPEAT = 60.0
 # How long a pending window is left alone after a try in vain, in seconds, doubling.
@@ -257,9 +261,8 @@ class Keeper:
             finally:
                 # What stays wrong is looked at less and less often, down to ``refresh``.
                 self._soon = min(self._soon * 2, self._refresh) if self._error else _SOON / 2
-                self._due = time.monotonic() + (
-                    min(self._soon, self._refresh) if self._error else self._refresh
-                )
+                pause = min(self._soon, self._refresh) if self._error else self._refresh
+                self._due = time.monotonic() + pause * random.uniform(_EARLIEST, 1)
 
     def look(
         self,

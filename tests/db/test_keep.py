@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -78,6 +79,30 @@ def test_before_refresh_a_checkout_asks_nothing(database: Database, engine: Engi
         event.listen(app.engine, "do_connect", lambda *args: connected.append(args))
         app.connection(_nothing)
         assert not connected
+
+
+def test_processes_that_start_together_do_not_look_again_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, connected = [0.0], list[Any]()
+    monkeypatch.setattr("alembic_partitions.keeper.time", SimpleNamespace(monotonic=lambda: 1_000 + clock[0]))
+    engines = [sa.create_engine(database.url) for _ in range(12)]
+    for engine in engines:
+        keep(engine, refresh="100 s")
+        engine.connect().close()
+        event.listen(engine, "do_connect", lambda *args: connected.append(args))
+
+    looks = list[int]()
+    for now in (74.0, 80.0, 85.0, 90.0, 95.0, 100.0):
+        clock[0], before = now, len(connected)
+        for engine in engines:
+            engine.connect().close()
+        looks.append(len(connected) - before)
+    assert looks[0] == 0
+    assert max(looks) < 12
+    assert sum(looks) == 12
+    for engine in engines:
+        engine.dispose()
 
 
 def test_a_process_that_lives_past_midnight_does_not_run_out(
