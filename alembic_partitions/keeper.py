@@ -468,8 +468,8 @@ class Keeper:
         # Where DEFAULT takes the rows there is no need to wait, and no limit to enforce.
         default = known.table.has_default
         try:
-            with self._guarded(), self._side() as side:
-                until, grace = (time.monotonic(), 0.0) if default else (give_up_at, _FOR_COMPETITORS)
+            until, grace = (time.monotonic(), 0.0) if default else (give_up_at, _FOR_COMPETITORS)
+            with self._guarded(), self._side(until) as side:
                 self._make_windows(side, known, keys, until, grace)
         except (LockNotAvailable, KeyOutsideLimits, WindowRangeError) as error:
             if default:
@@ -536,8 +536,8 @@ class Keeper:
             yield ours
 
     @contextmanager
-    def _side(self) -> Iterator[Connection]:
-        with side_connection(self.ddl_engine) as side:
+    def _side(self, give_up_at: float = 0.0) -> Iterator[Connection]:
+        with side_connection(self.ddl_engine, give_up_at) as side:
             yield side
 
     def _complain(self, what: str) -> None:

@@ -559,6 +559,23 @@ def test_there_is_no_fall_back_to_the_applications_role(
     assert len(partitions(engine, "odds")) == 4
 
 
+def test_a_connection_that_is_to_be_had_in_a_moment_is_waited_for(
+    database: Database, any_driver: str, engine: Engine, separated: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = separated
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER ROLE {owner.username} CONNECTION LIMIT 1")
+    with running(database, any_driver, url=writer, ddl_url=owner, wait="5 s") as app:
+        app.connection(_nothing)
+        others = psycopg2.connect(owner.set(drivername="postgresql").render_as_string(hide_password=False))
+        gone = threading.Timer(0.3, others.close)
+        gone.start()
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        gone.join()
+        assert app.health().error is None
+    assert rows_by_partition(engine, "odds") == {_made_for(days_from_now(FAR)): 1}
+
+
 # -- names that mean different tables -------------------------------------------------------------------
 
 
