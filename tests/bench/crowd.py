@@ -107,6 +107,8 @@ def _live(order: Order, threads: int, barrier: Barrier, told: multiprocessing.Qu
     try:
         _live_together(order, threads, met, together)
     finally:
+        if met.errors:
+            barrier.abort()  # nobody need wait for us
         told.put(met)
 
 

@@ -39,7 +39,7 @@ END $$
 _COPY = """
 DO $$ DECLARE copy text; part record; BEGIN
   SET TimeZone = 'UTC';
-  FOR n IN 1..{count} LOOP
+  FOR n IN {first}..{last} LOOP
     copy := '{table}_' || n;
     EXECUTE format('CREATE TABLE %s (LIKE {table} INCLUDING ALL) PARTITION BY RANGE (at)', copy);
     FOR part IN SELECT c.relname, pg_get_expr(c.relpartbound, 0) AS bound FROM pg_inherits
@@ -124,10 +124,14 @@ def grow(engine: Engine, name: str, partitions: int) -> None:
 
 def copies(engine: Engine, name: str, count: int) -> None:
     """Make tables as `name` is, with its partitions, by SQL alone: `name`_1 and so on."""
-    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
-        connection.exec_driver_sql(
-            _COPY.format(table=name, count=count), execution_options={"no_parameters": True}
-        )
+    run = engine.execution_options(isolation_level="AUTOCOMMIT")
+    for first in range(1, count + 1, 10):
+        with run.connect() as connection:
+            connection.exec_driver_sql(
+                _COPY.format(table=name, first=first, last=min(first + 9, count)),
+                execution_options={"no_parameters": True},
+            )
+            connection.invalidate()  # the next one knows of none of them
 
 
 def tidy(engine: Engine) -> None:
