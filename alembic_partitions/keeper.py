@@ -12,7 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -107,6 +107,7 @@ class Keeper:
         self._ddl_engine = None if ddl_url is None else _ddl_engine(engine, ddl_url, self._wait)
         self._turn = Turn(engine.dialect.is_async)
         self._due = 0.0
+        self._has_connected = False
         self._soon = _SOON / 2
         self._pending: dict[int, set[KeyValue]] = {}
         # Threads or tasks that were told to come back.
@@ -256,7 +257,8 @@ class Keeper:
             if not ours or time.monotonic() < self._due:
                 return
             try:
-                with self._guarded(), self._side() as side:
+                # At the start of an application all its processes may want a connection at once.
+                with self._guarded(), self._side(0.0 if self.has_looked else give_up_at) as side:
                     self._look(side, give_up_at)
             finally:
                 # What stays wrong is looked at less and less often, down to ``refresh``.
@@ -349,7 +351,7 @@ class Keeper:
     def _settle_table(self, known: Known, keys: set[KeyValue], give_up_at: float, came_back: bool) -> None:
         try:
             # Others' windows: whose transaction begins or ends here must not be told of a failure.
-            with self._guarded(may_raise=False), self._side() as side:
+            with self._guarded(may_raise=False), self._side_to_make(known, give_up_at) as side:
                 self._make_windows(side, known, keys, give_up_at, _FOR_COMPETITORS if came_back else 0.0)
             self._back_off = _FIRST_BACK_OFF
         except LockNotAvailable as error:
@@ -469,7 +471,7 @@ class Keeper:
         default = known.table.has_default
         try:
             until, grace = (time.monotonic(), 0.0) if default else (give_up_at, _FOR_COMPETITORS)
-            with self._guarded(), self._side(until) as side:
+            with self._guarded(), self._side_to_make(known, until) as side:
                 self._make_windows(side, known, keys, until, grace)
         except (LockNotAvailable, KeyOutsideLimits, WindowRangeError) as error:
             if default:
@@ -538,6 +540,23 @@ class Keeper:
     @contextmanager
     def _side(self, give_up_at: float = 0.0) -> Iterator[Connection]:
         with side_connection(self.ddl_engine, give_up_at) as side:
+            self._has_connected = True
+            yield side
+
+    @contextmanager
+    def _side_to_make(self, known: Known, give_up_at: float) -> Iterator[Connection]:
+        """Open a side connection for an insert's sake.
+
+        :raises LockNotAvailable: it was to be had before, but is not now: many processes may want one.
+        """
+        with ExitStack() as stack:
+            try:
+                side = stack.enter_context(self._side(give_up_at))
+            except Exception as error:
+                if not self._has_connected:
+                    raise
+                why = f"no connection to make it on is to be had ({_told(error)})"
+                raise LockNotAvailable(table=str(known.table), reason=why) from error
             yield side
 
     def _complain(self, what: str) -> None:

@@ -559,20 +559,58 @@ def test_there_is_no_fall_back_to_the_applications_role(
     assert len(partitions(engine, "odds")) == 4
 
 
-def test_a_connection_that_is_to_be_had_in_a_moment_is_waited_for(
-    database: Database, any_driver: str, engine: Engine, separated: tuple[sa.URL, sa.URL]
-) -> None:
-    owner, writer = separated
+@pytest.fixture
+def crowded(engine: Engine, separated: tuple[sa.URL, sa.URL]) -> tuple[sa.URL, sa.URL]:
+    """The same two; of the owner there may be one connection at a time."""
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"ALTER ROLE {owner.username} CONNECTION LIMIT 1")
+        connection.exec_driver_sql(f"ALTER ROLE {separated[0].username} CONNECTION LIMIT 1")
+    return separated
+
+
+def _taken(url: sa.URL) -> Any:
+    return psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+
+
+def test_a_connection_that_is_to_be_had_in_a_moment_is_waited_for(
+    database: Database, any_driver: str, engine: Engine, crowded: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = crowded
     with running(database, any_driver, url=writer, ddl_url=owner, wait="5 s") as app:
         app.connection(_nothing)
-        others = psycopg2.connect(owner.set(drivername="postgresql").render_as_string(hide_password=False))
-        gone = threading.Timer(0.3, others.close)
+        gone = threading.Timer(0.3, _taken(owner).close)
         gone.start()
         app.connection(lambda c: _insert(c, days_from_now(FAR)))
         gone.join()
         assert app.health().error is None
+    assert rows_by_partition(engine, "odds") == {_made_for(days_from_now(FAR)): 1}
+
+
+def test_so_it_is_for_the_first_look(
+    database: Database, any_driver: str, engine: Engine, crowded: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = crowded
+    _set(engine, "premake = 6")
+    gone = threading.Timer(0.3, _taken(owner).close)
+    with running(database, any_driver, url=writer, ddl_url=owner, wait="5 s", on_error="raise") as app:
+        gone.start()
+        app.connection(_nothing)
+        gone.join()
+    assert len(partitions(engine, "odds")) == 8
+
+
+def test_where_all_connections_stay_taken_the_transaction_is_run_again(
+    database: Database, any_driver: str, engine: Engine, crowded: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = crowded
+    with running(database, any_driver, url=writer, ddl_url=owner, wait="200 ms") as app:
+        app.connection(_nothing)
+        other = _taken(owner)
+        for _ in range(2):
+            with pytest.raises(PartitionPending, match=r"no connection .*too many connections"):
+                app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        other.close()
+        time.sleep(0.1)
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
     assert rows_by_partition(engine, "odds") == {_made_for(days_from_now(FAR)): 1}
 
 
