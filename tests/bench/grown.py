@@ -127,6 +127,7 @@ def copies(engine: Engine, name: str, count: int) -> None:
     run = engine.execution_options(isolation_level="AUTOCOMMIT")
     for first in range(1, count + 1, 10):
         with run.connect() as connection:
+            connection.execute(text("VACUUM ANALYZE pg_class, pg_inherits"))  # as autovacuum would
             connection.exec_driver_sql(
                 _COPY.format(table=name, first=first, last=min(first + 9, count)),
                 execution_options={"no_parameters": True},
