@@ -6,6 +6,7 @@ the purpose. No look takes longer than ``wait``, and none takes the application 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import re
@@ -35,7 +36,7 @@ from .health import WARN_DAYS, Health
 from .keys import is_encoded
 from .knowledge import Knowledge, Known
 from .periods import KeyValue
-from .plan import CreatePartition, plan_rows
+from .plan import CreatePartition, ManagedTable, plan_rows
 from .sessions import Turn, dedicated_engine, side_connection
 from .standing import survey
 
@@ -97,6 +98,8 @@ class Keeper:
                 field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".'
             )
         self.knowledge = Knowledge()
+        # By parent OID, of what is known; see catalog.partition_states.
+        self._states: dict[int, catalog.State] = {}
         #: What :meth:`start` has begun, a ``contrib.schedule.Schedule``.
         self.schedule: Any = None
         self._engine = engine
@@ -530,7 +533,29 @@ class Keeper:
             home = maintenance.config_schema(side, self._schema)
             if home is None:
                 logger.info("there is no partition_config yet; the next look is in %g s", self._refresh)
-            self.knowledge.learn(catalog.read_snapshot(side, home).tables if home is not None else ())
+                self.knowledge.learn(())
+                return
+            tables = catalog.read_snapshot(side, home, partitions=False).tables
+            states = catalog.partition_states(side, tables)
+            self.knowledge.learn(self._with_partitions(side, tables, states))
+            self._states = states
+
+    def _with_partitions(
+        self, side: Connection, tables: Sequence[ManagedTable], states: Mapping[int, catalog.State]
+    ) -> list[ManagedTable]:
+        """Return tables with their partitions; those that have not changed need not be read once more."""
+        before = {
+            oid: known.table
+            for oid, state in states.items()
+            if self._states.get(oid) == state and (known := self.knowledge.by_oid(oid)) is not None
+        }
+        changed = iter(catalog.with_partitions(side, [t for t in tables if t.oid not in before]))
+        return [
+            dataclasses.replace(t, partitions=same.partitions, key_type=same.key_type)
+            if t.oid is not None and (same := before.get(t.oid)) is not None
+            else next(changed)
+            for t in tables
+        ]
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:

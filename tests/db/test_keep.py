@@ -81,6 +81,45 @@ def test_before_refresh_a_checkout_asks_nothing(database: Database, engine: Engi
         assert not connected
 
 
+def test_a_later_look_does_not_read_again_what_has_not_changed(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with engine.begin() as connection:
+        for year in range(1900, 1980):
+            bounds = f"FROM ('{year}-01-01') TO ('{year}-02-01')"
+            connection.exec_driver_sql(f"CREATE TABLE old_{year} PARTITION OF odds FOR VALUES {bounds}")
+    read = list[int]()
+
+    def note(connection: Connection, cursor: Any, *args: Any) -> None:
+        read.append(max(cursor.rowcount, 0))
+
+    with running(database, any_driver, refresh="1 ms") as app:
+        app.connection(_nothing)
+        event.listen(Engine, "after_cursor_execute", note)
+        try:
+            time.sleep(0.002)
+            app.connection(_nothing)
+            unchanged, read[:] = sum(read), ()
+            _remake(engine, "old_1900", "1901-03-01", "1901-04-01")
+            app.connection(lambda c: _insert(c, datetime(1901, 3, 7, tzinfo=timezone.utc)))
+            app.connection(lambda c: _insert(c, datetime(1900, 1, 7, tzinfo=timezone.utc)))
+        finally:
+            event.remove(Engine, "after_cursor_execute", note)
+        assert unchanged < 40
+        assert sum(read) > 80
+    assert set(rows_by_partition(engine, "odds")) == {"old_1900", "odds_1900_01_07"}
+
+
+def _remake(engine: Engine, name: str, begin: str, end: str) -> None:
+    """Attach the same partition with other bounds."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE odds DETACH PARTITION {name}")
+        connection.exec_driver_sql(
+            f"ALTER TABLE odds ATTACH PARTITION {name} FOR VALUES FROM ('{begin}') TO ('{end}')"
+        )
+
+
 def test_processes_that_start_together_do_not_look_again_together(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
