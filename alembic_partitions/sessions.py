@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 from .drivers import connect_arguments
+
+# How long a server that has refused a connection is left alone at first, in seconds; doubling.
+_FIRST_WAIT = 0.1
 
 
 def side_engine(engine: Engine) -> Engine:
@@ -53,13 +57,16 @@ def dedicated_engine(engine: Engine, url: str | URL, connect_timeout: float) -> 
 
 
 @contextmanager
-def side_connection(engine: Engine) -> Iterator[Connection]:
+def side_connection(engine: Engine, give_up_at: float = 0.0) -> Iterator[Connection]:
     """Open a connection of :func:`side_engine` for the length of a ``with`` block.
 
     At READ COMMITTED, whatever the application's own level: in AUTOCOMMIT a transaction of ours would be
     none, and above READ COMMITTED it would not see what a competitor has just committed.
+
+    :param give_up_at: ``time.monotonic()`` until which a server that refuses is asked again: all its
+        connections may be taken for a moment.
     """
-    with side_engine(engine).connect() as connection:
+    with _connected(side_engine(engine), give_up_at) as connection:
         set_level(connection, "READ COMMITTED")
         with kept_at(connection, "READ COMMITTED"):
             yield connection
@@ -126,6 +133,19 @@ def _back(connection: Connection, level: str) -> None:
         set_level(connection, level)
 
 
+def _connected(engine: Engine, give_up_at: float) -> Connection:
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            return engine.connect()
+        except Exception:  # a driver raises its own, unwrapped, while it connects
+            left = give_up_at - time.monotonic()
+            if left <= 0:
+                raise
+        pause(engine, min(random.uniform(wait / 2, wait), left))
+        wait *= 2
+
+
 @contextmanager
 def autocommit(connection: Connection) -> Iterator[None]:
     """Send statements without a transaction: what PostgreSQL runs in none.
@@ -154,7 +174,7 @@ def own_transactions(connection: Connection) -> Iterator[None]:
         yield
 
 
-def pause(connection: Connection, seconds: float) -> None:
+def pause(connection: Connection | Engine, seconds: float) -> None:
     """Sleep without stalling the event loop that an async driver's connection runs in."""
     if connection.dialect.is_async:
         await_only(asyncio.sleep(seconds))
