@@ -39,6 +39,8 @@ from tests.torture.telling import draws
 TABLES = ("ticks", "pulses")
 #: Every other application looks for itself while it runs; the others rely on what their inserts meet.
 REFRESH = ("1 s", "1 h")
+#: Longer than an application waits that has a core to itself.
+WAIT = "10 s"
 
 
 class Base(DeclarativeBase):
@@ -276,6 +278,7 @@ def write(order: Order, number: int, barrier: Barrier) -> None:
                 ALL_DRIVERS[number % 3],
                 engine_options={"isolation_level": LEVELS[number // 3 % 3]},
                 refresh=REFRESH[number // 9 % 2],
+                wait=WAIT,
             )
             dice = draws(f"midnight {order.midnights[0]} {number}")
             Writer(order, number, barrier, app, met, dice).live()
