@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -228,21 +228,19 @@ def one_turn(database: Database, kind: str, runs: Callable[[Side], Any] | None) 
         for statement in KINDS[kind]:
             holder.execute(text(statement))
         watcher = Watcher(database.url)
-        with writers.writing(database.url, WRITE, WRITERS) as told, watcher.at_work():
+        with (
+            ExitStack() as ours,  # a run that is under way may end when the writers have gone
+            writers.writing(database.url, WRITE, WRITERS) as told,
+            watcher.at_work(),
+        ):
             side = Side(told, watcher)
-            ours = runs(side).at_work() if runs is not None else _nothing()
+            if runs is not None:
+                ours.enter_context(runs(side).at_work())
             end = threading.Timer(OPEN, holder.rollback)
             end.start()
-            begun = time.monotonic()
-            with ours:
-                time.sleep(max(0.0, begun + OPEN + AFTER - time.monotonic()))
+            time.sleep(OPEN + AFTER)
             end.join()
     return side
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @pytest.fixture(scope="module")
