@@ -256,6 +256,8 @@ class PartitionPolicy(SchemaItem):
         name = table.fullname
         check_text("schema", table.schema)
         check_text("table", table.name)
+        for any_column in table.columns:
+            check_text("column", any_column.name)
         if not fits(table.name):
             raise PolicyError(
                 field="key",

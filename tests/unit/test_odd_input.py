@@ -59,6 +59,15 @@ def test_a_name_that_is_no_text_is_refused_by_each_operation(verb: str, name: st
 
 
 @HOPELESS
+def test_a_column_may_not_be_called_so_either(name: str) -> None:
+    table = sa.Table(
+        "odds", sa.MetaData(), sa.Column("at", sa.DateTime(timezone=True), nullable=False), sa.Column(name)
+    )
+    with pytest.raises(PolicyError, match="field 'column'.*no text of PostgreSQL"):
+        POLICY.check_table(table)
+
+
+@HOPELESS
 def test_such_a_name_does_not_fit(name: str) -> None:
     assert not fits(name)
 
