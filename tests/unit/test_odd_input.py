@@ -59,6 +59,15 @@ def test_a_name_that_is_no_text_is_refused_by_each_operation(verb: str, name: st
 
 
 @HOPELESS
+def test_so_is_a_moment(name: str) -> None:
+    op = Operations(MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True}))
+    for verb in ("create_partitions", "drop_partitions"):
+        with pytest.raises(PolicyError) as refusal:
+            getattr(op, verb)("odds", f"2026-04-05{name}", "2026-04-09", existing_policy=POLICY)
+        assert refusal.value.field == "start"
+
+
+@HOPELESS
 def test_a_column_may_not_be_called_so_either(name: str) -> None:
     table = sa.Table(
         "odds", sa.MetaData(), sa.Column("at", sa.DateTime(timezone=True), nullable=False), sa.Column(name)
