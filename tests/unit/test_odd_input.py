@@ -72,7 +72,7 @@ def test_a_column_may_not_be_called_so_either(name: str) -> None:
     table = sa.Table(
         "odds", sa.MetaData(), sa.Column("at", sa.DateTime(timezone=True), nullable=False), sa.Column(name)
     )
-    with pytest.raises(PolicyError, match="field 'column'.*no text of PostgreSQL"):
+    with pytest.raises(PolicyError, match=r"field 'column'.*no text of PostgreSQL"):
         POLICY.check_table(table)
 
 
