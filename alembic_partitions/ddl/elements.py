@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -27,6 +28,8 @@ DIALECT.identifier_preparer.reserved_words = DIALECT.identifier_preparer.reserve
     "system_user",
     "tablesample",
 }
+# SQLAlchemy's own pattern lets a line break at the end pass, and that names another table.
+DIALECT.identifier_preparer.legal_characters = re.compile(r"[A-Z0-9_$]+\Z", re.IGNORECASE | re.ASCII)
 quote = DIALECT.identifier_preparer.quote
 _write_text = String().literal_processor(DIALECT)  # type: ignore[no-untyped-call]
 assert _write_text is not None

@@ -14,7 +14,7 @@ from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 
 import alembic_partitions.operations  # noqa: F401  # an installed package needs no such line
-from alembic_partitions import PartitionPolicy, PolicyError, maintenance, rows
+from alembic_partitions import PartitionPolicy, PolicyError, ddl, maintenance, rows
 from alembic_partitions.naming import fits
 
 # A zero byte ends a string in C, a lone surrogate is what os.fsdecode() makes of bytes that are no text.
@@ -72,8 +72,13 @@ def test_a_column_may_not_be_called_so_either(name: str) -> None:
     table = sa.Table(
         "odds", sa.MetaData(), sa.Column("at", sa.DateTime(timezone=True), nullable=False), sa.Column(name)
     )
-    with pytest.raises(PolicyError, match="field 'column'.*no text of PostgreSQL"):
+    with pytest.raises(PolicyError, match=r"field 'column'.*no text of PostgreSQL"):
         POLICY.check_table(table)
+
+
+def test_a_name_that_ends_in_a_line_break_is_not_the_name_without_it() -> None:
+    assert ddl.qualified("s\n", "x\n") == '"s\n"."x\n"'
+    assert ddl.qualified("s", "x_1") == "s.x_1"
 
 
 @HOPELESS
