@@ -70,6 +70,7 @@ from .merging import (
 )
 from .reads import (
     Blocker,
+    Reach,
     Snapshot,
     TableKey,
     blockers,
@@ -134,6 +135,7 @@ __all__ = [
     "Leftover",
     "Level",
     "Progress",
+    "Reach",
     "Removable",
     "Rows",
     "Run",
