@@ -221,9 +221,7 @@ def test_a_second_run_finds_nothing_to_do(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("tables", [1, 7])
-def test_a_healthy_database_takes_two_statements_from_cold(
-    engine: Engine, tables: int
-) -> None:
+def test_a_healthy_database_takes_two_statements_from_cold(engine: Engine, tables: int) -> None:
     for number in range(tables):
         declare(engine, f"odds{number}")
     with listening(engine) as sent:
