@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytz
 from sqlalchemy import Connection
@@ -23,11 +24,12 @@ from .plan import Coverage, ManagedTable, Partition
 # Python compares times of one zone by their clocks, which repeat an hour (on record, up to three).
 _CLOCK_SLACK = timedelta(hours=3)
 
-# What a single key must be to be quickly told, its zone (one that never changes), and the calendar.
+# What a single key must be to be quickly told, of what kind its zone, and the calendar. Beside UTC it is the
+# instants that are compared, whatever the zone.
 _SINGLE: Mapping[str, tuple[type, frozenset[type], KeyValue, KeyValue]] = {
     "timestamptz": (
         datetime,
-        frozenset({timezone, type(pytz.utc)}),
+        frozenset({timezone, type(pytz.utc), ZoneInfo}),
         datetime.min.replace(tzinfo=timezone.utc),
         datetime.max.replace(tzinfo=timezone.utc),
     ),
@@ -75,7 +77,7 @@ class Cleared:
     edition: object
     #: Where the key stands among the compiled parameters.
     name: str
-    #: What it has to be, and its zone: one that never changes its offset, or none.
+    #: What it has to be, and of what kind its zone.
     kind: Any
     zones: frozenset[type]
     low: Any
