@@ -34,7 +34,7 @@ from .health import WARN_DAYS, Health
 from .keys import is_encoded
 from .knowledge import Knowledge, Known
 from .periods import KeyValue
-from .plan import CreatePartition, plan_rows
+from .plan import CreatePartition, ManagedTable, plan_rows
 from .sessions import Turn, dedicated_engine, side_connection
 from .standing import survey
 
@@ -113,6 +113,8 @@ class Keeper:
         self._to_default: set[tuple[int, KeyValue]] = set()
         self._callers: set[int] = set()
         self._error: str | None = None
+        # Whether all partitions are learned, because a row was not for a horizon; else only those of these.
+        self._whole = False
         # What was logged last, and when.
         self._complained: tuple[str, float] | None = None
         # Inserts that PostgreSQL found no partition for, by table.
@@ -278,6 +280,9 @@ class Keeper:
         if _inside.get():
             return
         views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
+        if any(view.lacking for view in views) and not self._whole and self._learn_all():
+            candidates = self.knowledge.candidates(candidates[0].table.name, schema)
+            views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
         if any(view.lacking for view in views) and (len(views) > 1 or schema is None):
             # The name alone does not tell: search_path may lead to a tenant's table, or to nobody's.
             oid = catalog.resolve(connection, schema, candidates[0].table.name)
@@ -449,10 +454,18 @@ class Keeper:
     # -- inside ----------------------------------------------------------------------------------------
 
     def _look(self, side: Connection, give_up_at: float) -> None:
+        seen = list[ManagedTable]()
         report = maintenance.ensure(
-            side, schema=self._schema, give_up_at=give_up_at, known_failure=self._error
+            side,
+            schema=self._schema,
+            give_up_at=give_up_at,
+            known_failure=self._error,
+            seen=seen.extend,
         )
-        self._load(side)
+        if seen and not report.created and not self._whole:
+            self.knowledge.learn(seen)
+        else:
+            self._load(side)
         self._to_default.clear()
         known_error, self._error = self._error, report.failure
         for failed in [result for result in report.results if result.failure]:
@@ -494,6 +507,7 @@ class Keeper:
     def _make_windows(
         self, side: Connection, known: Known, keys: set[KeyValue], give_up_at: float, grace: float = 0.0
     ) -> None:
+        self._whole = True
         with side.begin():
             steps, user = self._steps_for(side, known, keys)
         try:
@@ -520,12 +534,25 @@ class Keeper:
                 return plan.steps, snapshot.user
         return (), ""
 
+    def _learn_all(self) -> bool:
+        """Learn all partitions, not only those of the horizons; return whether that was done."""
+        with self._our_turn(timeout=self._wait) as ours:
+            if ours and not self._whole:
+                with self._guarded(), self._side() as side:
+                    self._whole = True
+                    self._load(side)
+        return self._whole
+
     def _load(self, side: Connection) -> None:
         with side.begin():
             home = maintenance.config_schema(side, self._schema)
             if home is None:
                 logger.info("there is no partition_config yet; the next look is in %g s", self._refresh)
-            self.knowledge.learn(catalog.read_snapshot(side, home).tables if home is not None else ())
+                self.knowledge.learn(())
+            else:
+                reach: catalog.Reach = "all" if self._whole else "horizon"
+                now = maintenance.rehearsed()
+                self.knowledge.learn(catalog.read_snapshot(side, home, None, reach, now).tables)
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:

@@ -103,6 +103,7 @@ def ensure(
     retention: str | None = None,
     write_down: WriteDown = "news",
     progress: Callable[[str], None] | None = None,
+    seen: Callable[[Sequence[ManagedTable]], None] | None = None,
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
 
@@ -114,6 +115,8 @@ def ensure(
     :param retention: in place of the policies' own: how far ``lookback`` reaches.
     :param write_down: whether partition_runs gets a row; ``news`` is what made something or failed.
     :param progress: told what has just been made, in words.
+    :param seen: told the tables as they were before: with the partitions of their horizon, or with all where
+        these were not enough.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     with connection.begin():
@@ -125,6 +128,8 @@ def ensure(
         now = clock(snapshot.now)
         managed = with_retention(snapshot.tables, retention)
         works = [Work(plan) for plan in _plans(connection, managed, now)]
+    if seen is not None:
+        seen([work.plan.table for work in works])
 
     def so_far() -> Report:
         return Report(tuple(result_of(work) for work in works))
