@@ -80,6 +80,50 @@ def test_before_refresh_a_checkout_asks_nothing(database: Database, engine: Engi
         assert not connected
 
 
+def test_a_look_with_nothing_to_do_sends_two_statements(database: Database, engine: Engine) -> None:
+    for name in ("odds", "more"):
+        declare(engine, name, nz_racing_day("at", premake=2))
+    with running(database, "psycopg2", refresh="0 s") as app:
+        app.connection(_nothing)
+        keeper: Any = app.keeper
+        sent: list[str] = []
+        with engine.connect() as side:
+            event.listen(side, "before_cursor_execute", lambda *args: sent.append(args[2]))
+            keeper._look(side, time.monotonic() + 5)
+    assert len(sent) == 2
+
+
+def test_rows_of_before_the_horizon_go_where_they_belong_and_then_cost_no_statement(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    old = days_from_now(-FAR)
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, old))  # makes it
+    before = partitions(engine, "odds")
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, old))
+        sent: list[str] = []
+        event.listen(app.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+        app.ensure()
+        sent.clear()  # its own look, for one
+        app.connection(lambda c: _insert(c, old + timedelta(minutes=1)))
+    assert [statement.split()[0] for statement in sent] == ["INSERT"]
+    assert partitions(engine, "odds") == before
+    assert rows_by_partition(engine, "odds") == {_made_for(old): 3}
+
+
+def test_a_default_partition_takes_rows_beyond_the_horizon_that_the_first_look_has_not_read(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2, max_ahead="30 days"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE odds_rest PARTITION OF odds DEFAULT")
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))  # beyond max_ahead: no error, and no window
+    assert rows_by_partition(engine, "odds") == {"odds_rest": 1}
+
+
 def test_a_process_that_lives_past_midnight_does_not_run_out(
     database: Database, any_driver: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
