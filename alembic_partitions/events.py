@@ -7,15 +7,16 @@ carries is told by :mod:`~alembic_partitions.rows`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any, overload
+from uuid import UUID
 
 from sqlalchemy import URL, ClauseElement, Column, Connection, Engine, Table, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Mapper, Session
-from sqlalchemy.orm import object_mapper as mapper_of
+from sqlalchemy.orm import Mapper, Session, class_mapper
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.util import greenlet_spawn
 from sqlalchemy.util.concurrency import in_greenlet
@@ -24,11 +25,13 @@ from . import maintenance, rows
 from .errors import PartitionError, PolicyError
 from .health import WARN_DAYS, Health
 from .keeper import Keeper, OnError, seconds
+from .knowledge import Cleared
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-_LOOKED = "_alembic_partitions_looked"
+# What a key may be and be no expression for the server to work out.
+_PLAIN = frozenset({type(None), datetime, date, int, str, UUID})
 
 
 class AsyncKeeper:
@@ -150,13 +153,16 @@ class _Hooks:
     def __init__(self, engine: Engine, keeper: Keeper) -> None:
         self._engine = engine
         self._keeper = keeper
+        #: On an execution's context: we have looked at its rows. An engine may be kept twice.
+        self._mark = f"_alembic_partitions_looked_{id(self):x}"
 
     def install(self) -> None:
         event.listen(self._engine, "checkout", self._checkout)
         event.listen(self._engine, "checkin", self._checkin)
         event.listen(self._engine, "begin", self._begin)
         event.listen(self._engine, "begin_twophase", self._begin_twophase)
-        event.listen(self._engine, "before_cursor_execute", self._before_cursor_execute)
+        # With retval SQLAlchemy calls it without a wrapper.
+        event.listen(self._engine, "before_cursor_execute", self._before_cursor_execute, retval=True)
         event.listen(self._engine, "handle_error", self._handle_error)
         # Sessions are many and short, so the class is listened to; that must not keep the engine alive. The
         # listener itself stays: taken away by the garbage collector, it could go in the middle of a flush.
@@ -186,34 +192,57 @@ class _Hooks:
 
     def _before_cursor_execute(
         self, connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
-    ) -> None:
-        if context is None or not (context.isinsert or context.isupdate):
-            return
+    ) -> tuple[str, Any]:
+        if context is None or not (context.isinsert or context.isupdate) or self._mark in context.__dict__:
+            return statement, parameters
         reading = rows.reading_of(context)
-        if reading is None:
-            return
+        # A flush may send its rows one by one: then the first condition is all that each of them costs.
+        if reading is not None and not (
+            reading.cleared is not None and self._is_cleared(connection, context, reading.cleared)
+        ):
+            self._look_at_statement(connection, context, reading)
+        return statement, parameters
+
+    def _is_cleared(self, connection: Connection, context: Any, cleared: Cleared) -> bool:
+        """Tell whether a single row goes where the one before it has been found to have its partition."""
+        sent = context.compiled_parameters
+        return (
+            len(sent) == 1
+            and cleared.holds(sent[0].get(cleared.name))
+            and cleared.edition is self._keeper.knowledge.edition
+            and connection.info.get(cleared.began, 0) >= cleared.newest
+            and not context.execution_options.get("schema_translate_map")
+        )
+
+    def _look_at_statement(self, connection: Connection, context: Any, reading: rows.Reading) -> None:
         if not self._keeper.has_looked:
             self._keeper.look_again()  # this connection was there before keep()
         schema = rows.schema_of(context.execution_options, connection.dialect, reading.table)
         known = self._keeper.knowledge.candidates(reading.table.name, schema)
-        # Once an execution: insertmanyvalues fires for each batch, and the context holds all the rows.
-        looked = context.__dict__.setdefault(_LOOKED, set()) if known else None
-        if looked is not None and self not in looked:
-            looked.add(self)
-            self._keeper.look(connection, known, schema, lambda key: rows.values_of(context, reading, key))
+        # Once an execution: insertmanyvalues fires for each batch, which may be a single row, and the context
+        # holds all the rows.
+        setattr(context, self._mark, True)
+        self._keeper.look(connection, known, schema, lambda key: rows.values_of(context, reading, key))
+        if len(known) == 1 and schema == reading.table.schema:
+            reading.cleared = self._keeper.knowledge.cleared(
+                known[0], reading.columns.get(known[0].key, ()), context.compiled_parameters
+            )
 
     # -- an ORM flush, as a whole, before its first statement ------------------------------------------
 
     def before_flush(self, session: Session) -> None:
         """Look at what a flush is about to write, while its transaction holds no lock yet."""
-        for objects in _by_class(session.new):
-            self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=False)
-        for objects in _by_class(session.dirty):
-            self._look_at_class(session, mapper_of(objects[0]), objects, changed_only=True)
+        new = session._new.values()  # noqa: SLF001  # session.new makes a set of them, one by one
+        for kind in dict.fromkeys(map(type, new)):
+            self._look_at_class(session, kind, new, changed_only=False)
+        changed = session.dirty
+        for kind in dict.fromkeys(map(type, changed)):
+            self._look_at_class(session, kind, changed, changed_only=True)
 
     def _look_at_class(
-        self, session: Session, mapper: Mapper[Any], objects: list[Any], changed_only: bool
+        self, session: Session, kind: type, instances: Collection[Any], changed_only: bool
     ) -> None:
+        mapper: Mapper[Any] = class_mapper(kind)
         if not self._keeper.has_looked and self._is_bound(session, mapper):
             session.connection(bind_arguments={"mapper": mapper})  # the first checkout looks
         tables = [
@@ -224,6 +253,7 @@ class _Hooks:
         ]
         if not tables or not self._is_bound(session, mapper):
             return
+        objects = [obj for obj in instances if type(obj) is kind]
         for table, key in dict.fromkeys(tables):
             column = next((c for c in table.columns if c.name == key), None)
             if column is None or not mapper.columns.contains_column(column):
@@ -268,19 +298,15 @@ class _Hooks:
         return self._keeper.answer_to(connection, error)
 
 
-def _by_class(instances: Iterable[Any]) -> Iterable[list[Any]]:
-    found: dict[type, list[Any]] = {}
-    for instance in instances:
-        found.setdefault(type(instance), []).append(instance)
-    return found.values()
-
-
 def _attribute_values(objects: list[Any], attribute: str, changed_only: bool) -> list[Any]:
     """Return what is there without loading anything; a default not yet evaluated is seen at its statement."""
     if changed_only:
         objects = [obj for obj in objects if attribute in instance_state(obj).committed_state]
-    values = (obj.__dict__.get(attribute) for obj in objects)
-    return [v for v in values if v is not None and not hasattr(v, "__clause_element__") and not _is_sql(v)]
+    values = [obj.__dict__.get(attribute) for obj in objects]
+    kinds = set(map(type, values))
+    if not kinds <= _PLAIN:  # only then is it worth to look at each one
+        values = [v for v in values if not hasattr(v, "__clause_element__") and not _is_sql(v)]
+    return [v for v in values if v is not None] if type(None) in kinds else values
 
 
 def _is_sql(value: Any) -> bool:

@@ -98,8 +98,6 @@ class Keeper:
                 field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".'
             )
         self.knowledge = Knowledge()
-        # By parent OID, of what is known; see catalog.partition_states.
-        self._states: dict[int, catalog.State] = {}
         #: What :meth:`start` has begun, a ``contrib.schedule.Schedule``.
         self.schedule: Any = None
         self._engine = engine
@@ -121,6 +119,9 @@ class Keeper:
         self._to_default: set[tuple[int, KeyValue]] = set()
         self._callers: set[int] = set()
         self._error: str | None = None
+        # Tables, by OID, of which all partitions are learned: a row was not for the horizon. Of the others these
+        # are, however long the history.
+        self._whole = set[int]()
         # What was logged last, and when.
         self._complained: tuple[str, float] | None = None
         # Inserts that PostgreSQL found no partition for, by table.
@@ -286,6 +287,10 @@ class Keeper:
         if _inside.get():
             return
         views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
+        lacking = {view.known.oid for view in views if view.lacking}
+        if not lacking <= self._whole and self._learn_whole(lacking):
+            candidates = self.knowledge.candidates(candidates[0].table.name, schema)
+            views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
         if any(view.lacking for view in views) and (len(views) > 1 or schema is None):
             # The name alone does not tell: search_path may lead to a tenant's table, or to nobody's.
             oid = catalog.resolve(connection, schema, candidates[0].table.name)
@@ -457,10 +462,18 @@ class Keeper:
     # -- inside ----------------------------------------------------------------------------------------
 
     def _look(self, side: Connection, give_up_at: float) -> None:
+        seen = list[ManagedTable]()
         report = maintenance.ensure(
-            side, schema=self._schema, give_up_at=give_up_at, known_failure=self._error
+            side,
+            schema=self._schema,
+            give_up_at=give_up_at,
+            known_failure=self._error,
+            seen=seen.extend,
         )
-        self._load(side)
+        if seen and not report.created and not self._whole:
+            self.knowledge.learn(seen)
+        else:
+            self._load(side)
         self._to_default.clear()
         known_error, self._error = self._error, report.failure
         for failed in [result for result in report.results if result.failure]:
@@ -502,6 +515,7 @@ class Keeper:
     def _make_windows(
         self, side: Connection, known: Known, keys: set[KeyValue], give_up_at: float, grace: float = 0.0
     ) -> None:
+        self._whole.add(known.oid)
         with side.begin():
             steps, user = self._steps_for(side, known, keys)
         try:
@@ -528,6 +542,15 @@ class Keeper:
                 return plan.steps, snapshot.user
         return (), ""
 
+    def _learn_whole(self, oids: set[int]) -> bool:
+        """Learn all partitions of some tables, not only their horizons; return whether that was done."""
+        with self._our_turn(timeout=self._wait) as ours:
+            if ours and not oids <= self._whole:
+                with self._guarded(), self._side() as side:
+                    self._whole |= oids
+                    self._load(side)
+        return oids <= self._whole
+
     def _load(self, side: Connection) -> None:
         with side.begin():
             home = maintenance.config_schema(side, self._schema)
@@ -535,27 +558,9 @@ class Keeper:
                 logger.info("there is no partition_config yet; the next look is in %g s", self._refresh)
                 self.knowledge.learn(())
                 return
-            tables = catalog.read_snapshot(side, home, partitions=False).tables
-            states = catalog.partition_states(side, tables)
-            self.knowledge.learn(self._with_partitions(side, tables, states))
-            self._states = states
-
-    def _with_partitions(
-        self, side: Connection, tables: Sequence[ManagedTable], states: Mapping[int, catalog.State]
-    ) -> list[ManagedTable]:
-        """Return tables with their partitions; those that have not changed need not be read once more."""
-        before = {
-            oid: known.table
-            for oid, state in states.items()
-            if self._states.get(oid) == state and (known := self.knowledge.by_oid(oid)) is not None
-        }
-        changed = iter(catalog.with_partitions(side, [t for t in tables if t.oid not in before]))
-        return [
-            dataclasses.replace(t, partitions=same.partitions, key_type=same.key_type)
-            if t.oid is not None and (same := before.get(t.oid)) is not None
-            else next(changed)
-            for t in tables
-        ]
+            tables = catalog.read_snapshot(side, home, None, "horizon", maintenance.rehearsed()).tables
+            whole = iter(catalog.with_partitions(side, [t for t in tables if t.oid in self._whole]))
+            self.knowledge.learn([next(whole) if t.oid in self._whole else t for t in tables])
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:

@@ -6,12 +6,15 @@ whole, so readers need no lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone, tzinfo
+from datetime import date, datetime, timedelta, timezone, tzinfo
 from functools import partial
 from typing import Any
+from zoneinfo import ZoneInfo
 
+import pytz
 from sqlalchemy import Connection
 
 from . import catalog, keys, rows
@@ -20,6 +23,19 @@ from .plan import Coverage, ManagedTable, Partition
 
 # Python compares times of one zone by their clocks, which repeat an hour (on record, up to three).
 _CLOCK_SLACK = timedelta(hours=3)
+
+# What a single key must be to be quickly told, of what kind its zone, and the calendar. Beside UTC it is the
+# instants that are compared, whatever the zone.
+_SINGLE: Mapping[str, tuple[type, frozenset[type], KeyValue, KeyValue]] = {
+    "timestamptz": (
+        datetime,
+        frozenset({timezone, type(pytz.utc), ZoneInfo}),
+        datetime.min.replace(tzinfo=timezone.utc),
+        datetime.max.replace(tzinfo=timezone.utc),
+    ),
+    "timestamp": (datetime, frozenset({type(None)}), datetime.min, datetime.max),
+    "date": (date, frozenset(), date.min, date.max),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +69,39 @@ class View:
     lacking: set[KeyValue] = field(default_factory=set)
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """A stretch without gaps that a single row's key lay in: the next row is held against that alone."""
+
+    #: What it was told by, see :attr:`Knowledge.edition`.
+    edition: object
+    #: Where the key stands among the compiled parameters.
+    name: str
+    #: What it has to be, and of what kind its zone.
+    kind: Any
+    zones: frozenset[type]
+    low: Any
+    #: Not included.
+    high: Any
+    #: The generation that a transaction must have begun in, under ``began`` in its connection's dictionary.
+    newest: int
+    began: str
+
+    def holds(self, value: Any) -> bool:
+        """Tell whether a key lies in it, as far as that is certain."""
+        if type(value) is not self.kind or (self.zones and type(value.tzinfo) not in self.zones):
+            return False
+        return bool(self.low <= value < self.high)
+
+
 class Knowledge:
     """The tables of one database as last seen."""
 
     def __init__(self) -> None:
         self._generation = 0
         self._tables: dict[int, Known] = {}
+        #: Another one whenever something has been learned.
+        self.edition = object()
         self._by_name: dict[str, tuple[Known, ...]] = {}
         # The dictionary of a connection is shared by all who keep its engine.
         self._began, self._noticed = (
@@ -85,6 +128,7 @@ class Knowledge:
             by_name[item.table.name] = (*by_name.get(item.table.name, ()), item)
         self._tables, self._by_name = known, by_name
         self._generation = generation  # last: who begins before this line notices once too often
+        self.edition = object()
 
     def candidates(self, name: str, schema: str | None) -> Sequence[Known]:
         """Return the managed tables that a name in a statement may mean."""
@@ -117,6 +161,28 @@ class Knowledge:
         lacking = {key for key in found if not known.coverage.covers(key, key)}
         return View(known, (min(found), max(found)), lacking)
 
+    def cleared(
+        self, known: Known, names: Sequence[tuple[str, Any]], sent: Sequence[dict[str, Any]]
+    ) -> Cleared | None:
+        """Return where a row's key has just been found covered; ``None`` where that takes a closer look.
+
+        :param names: where a statement's keys stand, with what converts them.
+        :param sent: its rows.
+        """
+        told = _SINGLE.get(known.table.key_type or "")
+        if told is None or known.table.precision is not None or len(sent) != 1 or len(names) != 1:
+            return None
+        (name, process), (kind, zones, first, last) = names[0], told
+        value: Any = sent[0].get(name)
+        calendar = Cleared(self.edition, name, kind, zones, first, last, known.newest, self._began)
+        if process is not None or self._tables.get(known.oid) is not known or not calendar.holds(value):
+            return None
+        run = known.coverage.run_at(value)
+        if run is None:
+            return None
+        low, high = (_like(first, end) for end in run)
+        return dataclasses.replace(calendar, low=low or first, high=high or last)
+
     def began(self, connection: Connection) -> None:
         """Note that a transaction begins: what is learned from here on it may not see by itself."""
         connection.info[self._began] = self._generation
@@ -134,6 +200,13 @@ class Knowledge:
             if new and _touches(part, low, high):
                 catalog.notice(connection, part.oid)
                 noticed.add(part.oid)
+
+
+def _like(first: KeyValue, end: KeyValue | None) -> KeyValue | None:
+    """Return an end of a run in the zone that most rows come in: then the clocks alone are compared."""
+    if isinstance(end, datetime) and isinstance(first, datetime):
+        return end.replace(tzinfo=first.tzinfo)
+    return end
 
 
 def _host_zone() -> tzinfo:

@@ -152,7 +152,7 @@ class Grid:
 
     def after(self, window: Window) -> Window:
         """Return the window that begins where ``window`` ends."""
-        return self.at(window.end)
+        return _window_at(self, window.end)
 
     def before(self, window: Window) -> Window:
         """Return the window that ends where ``window`` begins."""
@@ -161,7 +161,7 @@ class Grid:
             last = window.begin - tick
         except OverflowError:
             raise WindowRangeError(value=window.begin, problem="the calendar begins there") from None
-        return self.at(last)
+        return _window_at(self, last)
 
     def key_at(self, instant: datetime) -> KeyValue:
         """Return the key value that stands for an instant: what a row written then would carry.
@@ -210,14 +210,14 @@ class Grid:
 
     def _span_at(self, value: KeyValue) -> Window:
         number = self._locate(value)
-        return Window(self._edge(number), self._edge(number + 1), self._suffix(self._first_day(number)))
+        return Window(_edge(self, number), _edge(self, number + 1), self._suffix(self._first_day(number)))
 
     def _locate(self, value: KeyValue) -> int:
         number = self._number(self._guess_day(value))
         # Around a clock change the local date is only a first guess; the edges decide.
-        while self._edge(number) > value:
+        while _edge(self, number) > value:
             number -= 1
-        while self._edge(number + 1) <= value:
+        while _edge(self, number + 1) <= value:
             number += 1
         return number
 
@@ -266,7 +266,8 @@ class Grid:
 
     # -- between local days and key values -------------------------------------------------------------
 
-    def _edge(self, number: int) -> KeyValue:
+    def edge(self, number: int) -> KeyValue:
+        """Return where window ``number``, counted from 1970, begins; of hours, where that day does."""
         day = self._first_day(number)
         if self.key_type == "date":
             return day
@@ -294,6 +295,19 @@ class Grid:
 
     def _day_of(self, instant: datetime) -> date:
         return (wall_clock(instant, zone(self.timezone)) - _since_midnight(self.day_start)).date()
+
+
+# Tables of one grid have the same windows, and each look asks for those of the last one again.
+
+
+@lru_cache(maxsize=4096)
+def _window_at(grid: Grid, value: KeyValue) -> Window:
+    return grid.at(value)
+
+
+@lru_cache(maxsize=4096)
+def _edge(grid: Grid, number: int) -> KeyValue:
+    return grid.edge(number)
 
 
 @lru_cache(maxsize=512)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, tzinfo
+from operator import itemgetter
 from typing import Any
 
 import pytz
@@ -31,6 +32,8 @@ class Reading:
     table: TableClause
     statement: Insert | Update
     columns: dict[str, list[tuple[str, Callable[[Any], Any] | None]]] = field(default_factory=dict)
+    #: Where the hook has found a single row's key covered, so that the next one is quickly told.
+    cleared: Any = None
 
 
 def reading_of(context: ExecutionContext) -> Reading | None:
@@ -69,9 +72,12 @@ def values_of(context: ExecutionContext, reading: Reading, key: str) -> list[Any
     rows: Sequence[dict[str, Any]] = context.compiled_parameters  # type: ignore[attr-defined]
     found: list[Any] = []
     for name, process in reading.columns[key]:
-        values = [row[name] for row in rows if name in row]
+        try:
+            values = list(map(itemgetter(name), rows))
+        except KeyError:
+            values = [row[name] for row in rows if name in row]
         found += values if process is None else map(process, values)
-    return [value for value in found if value is not None] if None in found else found
+    return found
 
 
 def is_rewritten(column: ColumnClause[Any], dialect: Dialect) -> bool:

@@ -23,7 +23,6 @@ from .belongings import (
     read_ends,
     read_parts,
 )
-from .changes import State, partition_states
 from .children import (
     family_of,
     indexes_of,
@@ -71,6 +70,7 @@ from .merging import (
 )
 from .reads import (
     Blocker,
+    Reach,
     Snapshot,
     TableKey,
     blockers,
@@ -135,13 +135,13 @@ __all__ = [
     "Leftover",
     "Level",
     "Progress",
+    "Reach",
     "Removable",
     "Rows",
     "Run",
     "Shape",
     "Snapshot",
     "StandingIndex",
-    "State",
     "TableKey",
     "analyzed",
     "blockers",
@@ -176,7 +176,6 @@ __all__ = [
     "partition_figures",
     "partition_levels",
     "partition_marks",
-    "partition_states",
     "partitioned_tables",
     "partitions_of",
     "read_belongings",

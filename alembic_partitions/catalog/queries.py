@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import TextClause, column, text
+from sqlalchemy import ColumnClause, TextClause, column, text
 
 from alembic_partitions.periods import KeyType
 
@@ -21,7 +22,7 @@ ORDER BY n.nspname
 # Tables partitioned by something, with their first key column and what LIKE and ATTACH leave behind.
 # attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set; 0 on a dropped column up to 16.
 # relam is 0 up to 16.
-PARENTS = text("""
+_PARENTS = """
 SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
        p.partstrat::text AS strategy, p.partnatts AS natts,
        a.attname AS key,
@@ -53,11 +54,13 @@ FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
 LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND p.partattrs[0] <> 0
-""").columns(
+"""
+_COLUMNS: Sequence[ColumnClause[Any]] = (
     *map(column, ("schema", "name", "oid", "kind", "strategy", "natts", "key", "type", "owner")),
     *map(column, ("replica_identity", "row_security", "access_method", "tablespace_of_parent")),
     *map(column, ("statistics", "exclusions", "key_tables", "precision")),
 )
+PARENTS = text(_PARENTS).columns(*_COLUMNS)
 
 # The partitions of some parents. Half-way through DETACH CONCURRENTLY they are still listed (PostgreSQL 14+).
 # pg_get_expr(..., c.oid) would lock each partition, and wait for one that is being changed; a bound has no
@@ -71,9 +74,38 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE i.inhparent = ANY (CAST(:parents AS oid[]))
 """)
 
-# Those of them that bear one of some names: found by index, however many others there are. A name is only a
-# hint where to look first; what covers what is told by the bounds.
-NAMED_PARTITIONS = text(f"{PARTITIONS.text} AND c.relname = ANY (CAST(:names AS text[]))")
+# Beside a row ``config``: its table, found by index, since the catalog may hold a hundred thousand others;
+# OFFSET 0 keeps the planner to that.
+CONFIGURED_PARENT = text(f"""{_PARENTS}
+WHERE n.nspname = config.table_schema AND c.relname = config.table_name OFFSET 0
+""").columns(*_COLUMNS)
+
+# Beside the rows ``session`` and ``config``: between which names the partitions of its horizon stand. The
+# days are rough; one more at either end makes up for any zone and begin of the day.
+_DAYS = """
+CASE config.interval WHEN 'hour' THEN 0.05 WHEN 'day' THEN 1 WHEN 'week' THEN 7 WHEN 'month' THEN 31
+     WHEN 'quarter' THEN 92 ELSE 366 END * config.every"""
+_NAME = f"""
+concat(config.table_name, '_', to_char(
+    coalesce(CAST(:rehearsed AS timestamptz), session.now) AT TIME ZONE 'UTC'
+    {{}} interval '1 day' * least((config.{{}} + 1) * {_DAYS} + 1, 500000),
+    CASE WHEN config.interval IN ('year', 'quarter') THEN 'YYYY' WHEN config.interval = 'month' THEN 'YYYY_MM'
+         ELSE 'YYYY_MM_DD' END)) COLLATE "C"
+"""
+FIRST_NAME, LAST_NAME = text(_NAME.format("-", "lookback")), text(_NAME.format("+", "premake"))
+
+# Beside a row ``span`` of two such names: the partitions between them. They stand together in an index,
+# however many others there are; OFFSET 0 keeps the planner to that.
+PARTITIONS_BETWEEN = text("""
+SELECT i.inhparent AS parent,
+       json_build_array(c.oid, n.nspname, c.relname, pg_get_expr(c.relpartbound, 0), i.inhdetachpending)
+       AS part
+FROM (SELECT c.oid, c.relnamespace, c.relname, c.relpartbound FROM pg_class c
+      WHERE c.relname BETWEEN span.first::name AND (span.last || '~')::name
+        AND c.relispartition AND c.relkind IN ('r', 'p', 'f') OFFSET 0) c,
+LATERAL (SELECT i.inhparent, i.inhdetachpending FROM pg_inherits i WHERE i.inhrelid = c.oid OFFSET 0) i,
+LATERAL (SELECT n.nspname FROM pg_namespace n WHERE n.oid = c.relnamespace OFFSET 0) n
+""").columns(column("parent"), column("part"))
 
 # Which of some names are in use in a schema, by a relation or by a type (a table makes one of its name).
 NAMES_IN_USE = text("""

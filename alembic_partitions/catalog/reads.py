@@ -8,10 +8,22 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import pytz
-from sqlalchemy import Connection, and_, column, func, literal_column, select, table, true
+from sqlalchemy import (
+    CTE,
+    Connection,
+    FromClause,
+    Text,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    table,
+    true,
+)
 from sqlalchemy.engine import Row
 
 from alembic_partitions import keys
@@ -32,9 +44,12 @@ from alembic_partitions.plan import (
 from alembic_partitions.policy import PartitionPolicy
 
 from . import queries
-from .values import fitted, managed_table, partition_of
+from .values import Child, fitted, managed_table, partition_of
 
 CONFIG_TABLE = "partition_config"
+
+#: Which partitions are read.
+Reach: TypeAlias = Literal["all", "horizon", "none"]
 
 _SETTINGS = ("TimeZone", "DateStyle")
 _UTC_AND_ISO = ("UTC", "ISO, YMD")
@@ -114,12 +129,15 @@ def read_snapshot(
     connection: Connection,
     config_schema: str,
     tables: Collection[str] | None = None,
-    partitions: bool = True,
+    partitions: Reach = "all",
+    rehearsed: datetime | None = None,
 ) -> Snapshot:
     """Read what is managed, in two statements; needs a transaction of its own (it sets TimeZone for it).
 
     :param tables: only those of these names, plain or ``schema.name``.
-    :param partitions: ``False`` reads none: one statement, and :func:`with_partitions` can follow.
+    :param partitions: ``none``, or ``horizon``, those that bear names of a table's horizon, takes one
+        statement; :func:`with_partitions` can follow.
+    :param rehearsed: whose horizon, if not of now.
     :raises PolicyError: no name of PostgreSQL's can be like one of ``tables``.
     """
     for name in tables or ():
@@ -134,20 +152,48 @@ def read_snapshot(
         func.pg_is_in_recovery().label("in_recovery"),
         func.current_user().label("user"),
         *(func.set_config(name, value, true()) for name, value in zip(_SETTINGS, _UTC_AND_ISO, strict=True)),
-    ).subquery("session")
-    parents = queries.PARENTS.subquery("parents")
-    same = and_(parents.c.schema == config.c.table_schema, parents.c.name == config.c.table_name)
+    ).cte("session")
+    parents = queries.CONFIGURED_PARENT.lateral("parents")
+    source = session.outerjoin(config, true()).outerjoin(parents, true())
+    query = select(session.c.now, session.c.in_recovery, session.c.user, config, *added, parents)
+    if partitions == "horizon":
+        near = _horizons(session, config)
+        query = query.add_columns(near.c.parts)
+        source = source.outerjoin(near, near.c.parent == parents.c.oid)
     rows = connection.execute(
-        select(session.c.now, session.c.in_recovery, session.c.user, config, *added, parents)
-        .select_from(session.outerjoin(config, true()).outerjoin(parents, same))
-        .order_by(config.c.table_schema, config.c.table_name)
+        query.select_from(source).order_by(config.c.table_schema, config.c.table_name),
+        {"rehearsed": rehearsed} if partitions == "horizon" else {},
     ).all()
-    found = [managed_table(row, fields) for row in rows if row.table_name is not None]
+    pairs = [(managed_table(row, fields), row) for row in rows if row.table_name is not None]
     if tables is not None:
-        found = [t for t in found if t.name in tables or str(t) in tables]
+        pairs = [(t, row) for t, row in pairs if t.name in tables or str(t) in tables]
+    found = [item for item, _ in pairs]
+    if partitions == "all":
+        found = list(with_partitions(connection, found))
+    elif partitions == "horizon":
+        found = [_filled(t, [*map(Child._make, json.loads(row.parts or "[]"))]) for t, row in pairs]
     first = rows[0]
-    complete = with_partitions(connection, found) if partitions else found
-    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(complete))
+    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(found))
+
+
+def _horizons(session: CTE, config: FromClause) -> CTE:
+    """Return a query for the partitions that bear names of horizons, as JSON by ``parent``.
+
+    Tables of one name, as tenants have them, are looked for together.
+    """
+    span = (
+        select(func.min(queries.FIRST_NAME).label("first"), func.max(queries.LAST_NAME).label("last"))
+        .select_from(session.join(config, true()))
+        .group_by(config.c.table_name)
+        .cte("span")
+    )
+    found = queries.PARTITIONS_BETWEEN.lateral("found")
+    return (
+        select(found.c.parent, cast(func.json_agg(found.c.part), Text).label("parts"))
+        .select_from(span.join(found, true()))
+        .group_by(found.c.parent)
+        .cte("near")
+    )
 
 
 def read_session(connection: Connection, config_schema: str) -> Snapshot:
@@ -169,30 +215,25 @@ def read_place(connection: Connection) -> tuple[str | None, int]:
     return row.folder, int(row.started)
 
 
-def with_partitions(
-    connection: Connection, tables: Sequence[ManagedTable], names: Collection[str] | None = None
-) -> Iterator[ManagedTable]:
-    """Yield the tables with their partitions filled in; under the settings of :func:`utc_settings`.
-
-    :param names: only the partitions of these names.
-    """
-    known = {t.oid: t for t in tables if t.oid is not None and t.problem is None}
-    children: dict[int, list[Partition]] = {oid: [] for oid in known}
-    full = set[int]()
-    if known:
-        query = queries.PARTITIONS
-        wanted: dict[str, list[Any]] = {"parents": list(known)}
-        if names is not None:
-            query, wanted = queries.NAMED_PARTITIONS, {**wanted, "names": list(names)}
-        for row in connection.execute(query, wanted):
-            key_type = known[row.parent].key_type
-            children[row.parent].append(partition_of(row, key_type))
-            if key_type == "uuidv7" and keys.has_version(row.bound):
-                full.add(row.parent)
+def with_partitions(connection: Connection, tables: Sequence[ManagedTable]) -> Iterator[ManagedTable]:
+    """Yield the tables with their partitions filled in; under the settings of :func:`utc_settings`."""
+    known = [t.oid for t in tables if t.oid is not None and t.problem is None]
+    children: dict[int, list[Row[Any]]] = {oid: [] for oid in known}
+    for row in connection.execute(queries.PARTITIONS, {"parents": known}) if known else ():
+        children[row.parent].append(row)
     for item in tables:
-        parts = children.get(item.oid) if item.oid is not None else None
-        found = item if parts is None else dataclasses.replace(item, partitions=tuple(parts))
-        yield dataclasses.replace(found, key_type="uuidv7_full") if item.oid in full else found
+        yield _filled(item, children.get(item.oid or 0, ()))
+
+
+def _filled(item: ManagedTable, children: Collection[Row[Any] | Child]) -> ManagedTable:
+    """Return a table with its partitions."""
+    if item.problem is not None:
+        return item
+    key_type = item.key_type
+    parts = tuple([partition_of(child, key_type) for child in children])
+    if key_type == "uuidv7" and any(keys.has_version(child.bound) for child in children):
+        key_type = "uuidv7_full"
+    return dataclasses.replace(item, partitions=parts, key_type=key_type)
 
 
 def describe_table(connection: Connection, schema: str, name: str, policy: PartitionPolicy) -> ManagedTable:

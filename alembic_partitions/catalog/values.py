@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Sequence
 from datetime import date, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import pytz
 from sqlalchemy.engine import Row
@@ -92,7 +93,17 @@ def key_type_of(table: Belongings, policy: PartitionPolicy) -> KeyType:
     return key_type
 
 
-def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:
+class Child(NamedTuple):
+    """A partition as a row of the catalog."""
+
+    oid: int
+    schema: str
+    name: str
+    bound: str
+    detach_pending: bool
+
+
+def partition_of(row: Row[Any] | Child, key_type: KeyType | None) -> Partition:
     """Return a partition with its bounds as key values."""
     if row.bound == "DEFAULT":
         return Partition(row.oid, row.schema, row.name, None, None, True, row.detach_pending)
@@ -101,6 +112,7 @@ def partition_of(row: Row[Any], key_type: KeyType | None) -> Partition:
     return Partition(row.oid, row.schema, row.name, lower, upper, False, row.detach_pending)
 
 
+@lru_cache(maxsize=8192)  # many tables have the same windows
 def bounds_of(printed: str, key_type: KeyType) -> tuple[KeyValue | None, KeyValue | None]:
     """Read FOR VALUES FROM ... TO ... as PostgreSQL prints it under UTC and ISO."""
     match = _BOUND.fullmatch(printed)

@@ -241,7 +241,7 @@ class _Task:
         found = self.read()
         if found.kind != "p" or found.is_partition or config is None:
             return False
-        tables = catalog.read_snapshot(self.connection, config, {str(found)}, partitions=False).tables
+        tables = catalog.read_snapshot(self.connection, config, {str(found)}, partitions="none").tables
         if not tables:
             return False
         if tables[0].policy != self.policy:

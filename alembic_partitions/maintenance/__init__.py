@@ -56,6 +56,7 @@ from .settings import (
     config_home,
     config_schema,
     parse_instant,
+    rehearsed,
 )
 from .space import lacking_room
 from .splitting import SplitPlan, abort_split, plan_split, split
@@ -98,6 +99,7 @@ __all__ = [
     "plan_split",
     "plan_tending",
     "record",
+    "rehearsed",
     "repair",
     "restore",
     "split",

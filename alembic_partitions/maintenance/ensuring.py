@@ -23,11 +23,13 @@ from alembic_partitions.plan import (
     is_off_grid,
     is_too_short,
     plan_horizon,
+    refused,
+    stands,
 )
 
 from .history import record, written_down_if_stopped
 from .reports import Report, TablePlan, TableResult
-from .settings import clock, config_schema
+from .settings import clock, config_schema, rehearsed
 
 logger = logging.getLogger("alembic_partitions")
 
@@ -82,12 +84,12 @@ def plan(
     :param retention: in place of the policies' own.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
-    snapshot = snapshot_of(connection, schema, tables)
-    if snapshot is None:
-        return ()
-    now = clock(snapshot.now)
     with connection.begin():
-        plans = [_plan(connection, table, now) for table in with_retention(snapshot.tables, retention)]
+        snapshot = _near(connection, schema, tables)
+        if snapshot is None:
+            return ()
+        now = clock(snapshot.now)
+        plans = _plans(connection, with_retention(snapshot.tables, retention), now)
     return tuple(TablePlan(str(p.table), p, snapshot.user, now) for p in plans)
 
 
@@ -101,6 +103,7 @@ def ensure(
     retention: str | None = None,
     write_down: WriteDown = "news",
     progress: Callable[[str], None] | None = None,
+    seen: Callable[[Sequence[ManagedTable]], None] | None = None,
 ) -> Report:
     """Bring tables to their horizon. Each partition is committed by itself; one bad table stops no other.
 
@@ -112,20 +115,21 @@ def ensure(
     :param retention: in place of the policies' own: how far ``lookback`` reaches.
     :param write_down: whether partition_runs gets a row; ``news`` is what made something or failed.
     :param progress: told what has just been made, in words.
+    :param seen: told the tables as they were before: with the partitions of their horizon, or with all where
+        these were not enough.
     :raises NotManagedError: one of ``tables`` is not managed.
     """
     with connection.begin():
-        found = config_schema(connection, schema)
-        if found is None:
-            check_managed((), tables)
+        snapshot = _near(connection, schema, tables)
+        if snapshot is None:
             return Report()
-        snapshot = catalog.read_snapshot(connection, found, tables, partitions=False)
-        check_managed(snapshot.tables, tables)
         if snapshot.in_recovery:
             return Report(in_recovery=True)
         now = clock(snapshot.now)
         managed = with_retention(snapshot.tables, retention)
         works = [Work(plan) for plan in _plans(connection, managed, now)]
+    if seen is not None:
+        seen([work.plan.table for work in works])
 
     def so_far() -> Report:
         return Report(tuple(result_of(work) for work in works))
@@ -169,27 +173,18 @@ def with_free_names(connection: Connection, make: Callable[[Container[str]], Pla
 
 
 def _plans(connection: Connection, tables: Sequence[ManagedTable], now: datetime) -> list[Plan]:
-    """Plan tables whose partitions have not been read: first look only where the horizon's windows should be.
-
-    Where these partitions cover the horizon no other can matter, since partitions do not overlap. Only a
-    table that they leave wanting is read as a whole.
-    """
-    bare = [plan_horizon(table, now) for table in tables]
-    names = {step.name for plan in bare for step in plan.steps}
-    seen = list(catalog.with_partitions(connection, tables, names))
-    healthy = [_stands(table, plan) for table, plan in zip(seen, bare, strict=True)]
-    wanting = [table for table, well in zip(tables, healthy, strict=True) if not well]
-    whole = iter(catalog.with_partitions(connection, wanting)) if wanting else iter(())
-    return [
-        Plan(t) if well else _plan(connection, next(whole), now)
-        for t, well in zip(seen, healthy, strict=True)
-    ]
-
-
-def _stands(table: ManagedTable, bare: Plan) -> bool:
-    """Tell whether each window has its very own partition; one that merely covers it is worth a report."""
-    there = {(part.lower, part.upper) for part in table.partitions if not part.detach_pending}
-    return bool(bare.steps) and not bare.findings and all((s.lower, s.upper) in there for s in bare.steps)
+    """Plan tables of which only what may be their horizon has been read: one that this leaves wanting is read
+    as a whole."""
+    plans = {
+        number: Plan(table) if refused(table) is None else plan_horizon(table, now)
+        for number, table in enumerate(tables)
+        if refused(table) is not None or stands(table, now)
+    }
+    wanting = {number: table for number, table in enumerate(tables) if number not in plans}
+    if wanting:
+        whole = list(catalog.with_partitions(connection, list(wanting.values())))
+        plans |= {n: _plan(connection, table, now) for n, table in zip(wanting, whole, strict=True)}
+    return [plans[number] for number in range(len(tables))]
 
 
 def snapshot_of(
@@ -197,11 +192,24 @@ def snapshot_of(
 ) -> catalog.Snapshot | None:
     """Read what is managed, ``None`` where nothing is; raises as :func:`plan` does."""
     with connection.begin():
-        found = config_schema(connection, schema)
-        if found is None:
-            check_managed((), tables)
-            return None
-        snapshot = catalog.read_snapshot(connection, found, tables)
+        return _read(connection, schema, tables, "all")
+
+
+def _near(
+    connection: Connection, schema: str | None, tables: Collection[str] | None
+) -> catalog.Snapshot | None:
+    """Read what is managed with what may be its horizon, and nothing more."""
+    return _read(connection, schema, tables, "horizon")
+
+
+def _read(
+    connection: Connection, schema: str | None, tables: Collection[str] | None, partitions: catalog.Reach
+) -> catalog.Snapshot | None:
+    found = config_schema(connection, schema)
+    if found is None:
+        check_managed((), tables)
+        return None
+    snapshot = catalog.read_snapshot(connection, found, tables, partitions, rehearsed())
     check_managed(snapshot.tables, tables)
     return snapshot
 

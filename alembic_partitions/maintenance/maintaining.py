@@ -195,8 +195,9 @@ def plan_maintain(
 def _retain(
     connection: Connection, works: Sequence[_Work], when: Moment, orders: Orders, tell: Progress
 ) -> None:
+    idle = _idle(connection, works, when, orders)
     for work in works:
-        planned = _planned(connection, work, when, orders)
+        planned = idle.get(str(work.table)) or _planned(connection, work, when, orders)
         if planned is None:
             continue
         if planned.problem is not None:
@@ -216,6 +217,19 @@ def _retain(
             orders,
             tell,
         )
+
+
+def _idle(connection: Connection, works: Sequence[_Work], when: Moment, orders: Orders) -> dict[str, Planned]:
+    """Plan all tables at once, and return the plans of those of which nothing goes.
+
+    The others are looked at again, each just before something of it goes.
+    """
+    try:
+        with connection.begin():
+            planned = plan_tables(connection, [work.table for work in works], when, orders.archive_to)
+    except Exception:  # noqa: BLE001  # which table it is, is told when each is looked at by itself
+        return {}
+    return {str(item.retention.table): item for item in planned if not item.retention.steps}
 
 
 def _planned(connection: Connection, work: _Work, when: Moment, orders: Orders) -> Planned | None:

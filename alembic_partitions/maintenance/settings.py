@@ -25,8 +25,13 @@ SCHEMA_OPTION = "alembic_partitions_schema"
 
 def clock(database_now: datetime) -> datetime:
     """Return the instant to work at: the database's, or the one an operator rehearses."""
-    rehearsed = os.environ.get(NOW_VARIABLE)
-    return database_now if not rehearsed else parse_instant(rehearsed)
+    return rehearsed() or database_now
+
+
+def rehearsed() -> datetime | None:
+    """Return the instant that an operator rehearses."""
+    told = os.environ.get(NOW_VARIABLE)
+    return parse_instant(told) if told else None
 
 
 def parse_instant(text: str) -> datetime:

@@ -101,6 +101,8 @@ def tend_all(
     for item in upkeep:
         result = Tended()
         results.append((str(item.table), result))
+        if not item.batches:
+            continue
         oids = {part.name: part.oid for part in item.table.partitions} | {
             item.table.name: item.table.oid or 0
         }

@@ -47,6 +47,7 @@ from .horizon import (
     plan_rows,
     plan_windows,
     refused,
+    stands,
     windows_between,
 )
 from .merging import (
@@ -290,6 +291,7 @@ __all__ = [
     "refused",
     "runway_of",
     "short_lived",
+    "stands",
     "told_again",
     "told_of",
     "told_of_merge",

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from typing import TypeAlias
 
 from alembic_partitions.errors import KeyOutsideLimits, NotManagedError, PolicyError, WindowRangeError
 from alembic_partitions.keys import doubt
@@ -35,12 +36,41 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
     why = refused(table)
     if why is not None or table.policy is None:
         return Plan(table, findings=(why,) if why else ())
-    policy, grid = table.policy, table.grid
+    wanted, findings = _wanted(table.policy, table.grid, now)
+    if not wanted:
+        return Plan(table, findings=tuple(findings), current_blocked=True)
+    steps, more = _fill(table, wanted, taken, oldest=cutoff(table.policy, table.grid, now))
+    return Plan(
+        table,
+        tuple(sorted(steps, key=lambda s: s.distance)),
+        (*findings, *more),
+        current_blocked=any(p.detach_pending for p in _overlapping(_bounded(table), wanted[0][0])),
+    )
+
+
+def stands(table: ManagedTable, now: datetime) -> bool:
+    """Tell whether each window of the horizon has its very own partition, so that the plan is empty.
+
+    Partitions do not overlap, so that is told by these alone, whatever others there are.
+    """
+    if refused(table) is not None or table.policy is None:
+        return False
+    there = {(part.lower, part.upper) for part in table.partitions if not part.detach_pending}
+    wanted, findings = _wanted(table.policy, table.grid, now)
+    return not findings and all((window.begin, window.end) in there for window, _, _ in wanted)
+
+
+_Wanted: TypeAlias = "list[tuple[Window, Reason, int]]"
+
+
+def _wanted(policy: PartitionPolicy, grid: Grid, now: datetime) -> tuple[_Wanted, list[Finding]]:
+    """Return the windows that must stand ready, with how far each is away; none where the calendar ends."""
+    findings = list[Finding]()
     try:
         current = grid.at(grid.key_at(now))
     except WindowRangeError as error:
-        return Plan(table, findings=(Finding(Refusal.OUT_OF_RANGE, str(error)),), current_blocked=True)
-    wanted, findings = [(current, Reason.CURRENT, 0)], list[Finding]()
+        return [], [Finding(Refusal.OUT_OF_RANGE, str(error))]
+    wanted = [(current, Reason.CURRENT, 0)]
     try:
         window = current
         for distance in range(1, policy.premake + 1):
@@ -58,13 +88,7 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
             wanted.append((window, Reason.BEHIND, distance))
     except WindowRangeError as error:
         findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
-    steps, more = _fill(table, wanted, taken, oldest=oldest)
-    return Plan(
-        table,
-        tuple(sorted(steps, key=lambda s: s.distance)),
-        (*findings, *more),
-        current_blocked=any(p.detach_pending for p in _overlapping(_bounded(table), current)),
-    )
+    return wanted, findings
 
 
 def plan_rows(

@@ -263,21 +263,22 @@ class Coverage:
 
     def covers(self, low: KeyValue, high: KeyValue) -> bool:
         """Tell whether every value from ``low`` to ``high``, both included, has a partition."""
-        found, end = self._run_at(low)
-        return found and (end is None or high < end)
+        run = self.run_at(low)
+        return run is not None and (run[1] is None or high < run[1])
 
     def spans(self, lower: KeyValue, upper: KeyValue) -> bool:
         """Tell whether every value from ``lower`` up to, not including, ``upper`` has a partition."""
-        found, end = self._run_at(lower)
-        return found and (end is None or upper <= end)
+        run = self.run_at(lower)
+        return run is not None and (run[1] is None or upper <= run[1])
 
-    def _run_at(self, value: KeyValue) -> tuple[bool, KeyValue | None]:
+    def run_at(self, value: KeyValue) -> tuple[KeyValue | None, KeyValue | None] | None:
+        """Return from where up to where values have partitions without a gap around one that has one."""
         finite = 1 if self.begins and self.begins[0] is None else 0
         index = bisect_right(self.begins, value, lo=finite) - 1  # type: ignore[type-var]  # None is first
         if index < 0:
-            return False, None
-        end = self.ends[index]
-        return end is None or value < end, end
+            return None
+        begin, end = self.begins[index], self.ends[index]
+        return (begin, end) if end is None or value < end else None
 
 
 def in_order(partitions: Iterable[Partition]) -> list[Partition]:

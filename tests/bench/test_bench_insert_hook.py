@@ -59,12 +59,14 @@ class Inside:
         for name in HOOKS:
             patch.setattr(events._Hooks, name, self._timed(getattr(events._Hooks, name)))
 
-    def _timed(self, hook: Callable[..., None]) -> Callable[..., None]:
-        def timed(*args: Any) -> None:
-            if self.on:
-                begun = time.perf_counter()
-                hook(*args)
-                self.seconds += time.perf_counter() - begun
+    def _timed(self, hook: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            if not self.on:  # what is to be sent, as the hook that may change it returns it
+                return args[3:5] if hook.__name__ == "_before_cursor_execute" else None
+            begun = time.perf_counter()
+            result = hook(*args)
+            self.seconds += time.perf_counter() - begun
+            return result
 
         return timed
 

@@ -233,14 +233,89 @@ def test_a_second_run_finds_nothing_to_do(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("tables", [1, 7])
-def test_a_healthy_database_takes_two_statements_beside_finding_the_configuration(
-    engine: Engine, tables: int
-) -> None:
+def test_a_healthy_database_takes_two_statements_from_cold(engine: Engine, tables: int) -> None:
     for number in range(tables):
         declare(engine, f"odds{number}")
     with listening(engine) as sent:
         assert len(ensure(engine).results) == tables
-    assert len(sent.statements) == 1 + 2
+    assert len(sent.statements) == 2
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"interval": "hour", "every": 6, "timezone": "Asia/Kathmandu", "day_start": "05:30", "premake": 9},
+        {"timezone": "Pacific/Kiritimati", "day_start": "23:59"},
+        {"timezone": "Etc/GMT+12", "lookback": 4},
+        {"interval": "day", "every": 10, "premake": 4},
+        {"interval": "week", "week_start": "sunday", "timezone": "Pacific/Auckland"},
+        {"interval": "month", "premake": 13, "lookback": 2},
+        {"interval": "month", "every": 5},
+        {"interval": "quarter", "premake": 7, "lookback": 5},
+        {"interval": "year", "every": 10, "premake": 3, "timezone": "UTC"},
+    ],
+    ids=lambda rules: " ".join(map(str, rules.values())),
+)
+@pytest.mark.parametrize("now", ["2026-01-01T00:00Z", "2026-06-30T23:59:59Z", "2026-12-31T11:00Z"])
+def test_windows_of_every_kind_are_found_by_their_names(
+    engine: Engine, rules: dict[str, Any], now: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(maintenance.NOW_VARIABLE, now)
+    declare(engine, "odds", policy(**rules))
+    ensure(engine)
+    run(engine, "CREATE TABLE odds_1999 PARTITION OF odds FOR VALUES FROM ('1999-01-01') TO ('2000-01-01')")
+    with listening(engine) as sent:
+        assert ensure(engine).created == 0
+        assert [item.sql() for item in plan(engine)] == [""]
+    assert len(sent.statements) == 2 + 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE odds_2026_04_05 RENAME TO elsewhere",
+        "ALTER TABLE odds RENAME TO other; UPDATE partition_config SET table_name = 'other'",
+    ],
+)
+def test_where_names_do_not_tell_the_bounds_do(engine: Engine, change: str) -> None:
+    declare(engine)
+    run(engine, change)
+    before = catalog(engine)
+    report = ensure(engine)
+    assert (report.created, report.failure) == (0, None)
+    assert catalog(engine) == before
+
+
+def test_a_name_that_was_cut_is_found_by_its_bounds(engine: Engine) -> None:
+    declare(engine, "o" * 60)
+    report = ensure(engine)
+    assert (report.created, report.failure) == (0, None)
+
+
+def test_tenants_have_tables_of_one_name(engine: Engine) -> None:
+    run(engine, "CREATE SCHEMA one", "CREATE SCHEMA two")
+    for schema, zone in (("one", "UTC"), ("two", "Pacific/Auckland")):
+        declare(engine, "odds", policy(timezone=zone), schema=schema)
+    run(engine, "DROP TABLE two.odds_2026_04_05")
+    with listening(engine) as sent:
+        assert [r.created for r in ensure(engine).results] == [(), ("odds_2026_04_05",)]
+    assert sum("FROM pg_inherits" in s for s in sent.statements) >= 1
+    with listening(engine) as sent:
+        assert ensure(engine).created == 0
+    assert len(sent.statements) == 2
+
+
+def test_a_partition_of_the_right_name_and_other_bounds_is_not_taken_for_the_window(engine: Engine) -> None:
+    declare(engine)
+    run(
+        engine,
+        "DROP TABLE odds_2026_04_05",
+        "CREATE TABLE odds_2026_04_05 PARTITION OF odds"
+        " FOR VALUES FROM ('2026-04-04 11:00+00') TO ('2026-04-04 12:00+00')",
+    )
+    (result,) = ensure(engine).results
+    assert result.created
+    assert result.findings
 
 
 def test_a_database_without_a_configuration_has_nothing_to_do(engine: Engine) -> None:

@@ -81,45 +81,6 @@ def test_before_refresh_a_checkout_asks_nothing(database: Database, engine: Engi
         assert not connected
 
 
-def test_a_later_look_does_not_read_again_what_has_not_changed(
-    database: Database, any_driver: str, engine: Engine
-) -> None:
-    declare(engine, "odds", nz_racing_day("at", premake=2))
-    with engine.begin() as connection:
-        for year in range(1900, 1980):
-            bounds = f"FROM ('{year}-01-01') TO ('{year}-02-01')"
-            connection.exec_driver_sql(f"CREATE TABLE old_{year} PARTITION OF odds FOR VALUES {bounds}")
-    read = list[int]()
-
-    def note(connection: Connection, cursor: Any, *args: Any) -> None:
-        read.append(max(cursor.rowcount, 0))
-
-    with running(database, any_driver, refresh="1 ms") as app:
-        app.connection(_nothing)
-        event.listen(Engine, "after_cursor_execute", note)
-        try:
-            time.sleep(0.002)
-            app.connection(_nothing)
-            unchanged, read[:] = sum(read), ()
-            _remake(engine, "old_1900", "1901-03-01", "1901-04-01")
-            app.connection(lambda c: _insert(c, datetime(1901, 3, 7, tzinfo=timezone.utc)))
-            app.connection(lambda c: _insert(c, datetime(1900, 1, 7, tzinfo=timezone.utc)))
-        finally:
-            event.remove(Engine, "after_cursor_execute", note)
-        assert unchanged < 40
-        assert sum(read) > 80
-    assert set(rows_by_partition(engine, "odds")) == {"old_1900", "odds_1900_01_07"}
-
-
-def _remake(engine: Engine, name: str, begin: str, end: str) -> None:
-    """Attach the same partition with other bounds."""
-    with engine.begin() as connection:
-        connection.exec_driver_sql(f"ALTER TABLE odds DETACH PARTITION {name}")
-        connection.exec_driver_sql(
-            f"ALTER TABLE odds ATTACH PARTITION {name} FOR VALUES FROM ('{begin}') TO ('{end}')"
-        )
-
-
 def test_processes_that_start_together_do_not_look_again_together(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +103,50 @@ def test_processes_that_start_together_do_not_look_again_together(
     assert sum(looks) == 12
     for engine in engines:
         engine.dispose()
+
+
+def test_a_look_with_nothing_to_do_sends_two_statements(database: Database, engine: Engine) -> None:
+    for name in ("odds", "more"):
+        declare(engine, name, nz_racing_day("at", premake=2))
+    with running(database, "psycopg2", refresh="0 s") as app:
+        app.connection(_nothing)
+        keeper: Any = app.keeper
+        sent: list[str] = []
+        with engine.connect() as side:
+            event.listen(side, "before_cursor_execute", lambda *args: sent.append(args[2]))
+            keeper._look(side, time.monotonic() + 5)
+    assert len(sent) == 2
+
+
+def test_rows_of_before_the_horizon_go_where_they_belong_and_then_cost_no_statement(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    old = days_from_now(-FAR)
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, old))  # makes it
+    before = partitions(engine, "odds")
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, old))
+        sent: list[str] = []
+        event.listen(app.engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+        app.ensure()
+        sent.clear()  # its own look, for one
+        app.connection(lambda c: _insert(c, old + timedelta(minutes=1)))
+    assert [statement.split()[0] for statement in sent] == ["INSERT"]
+    assert partitions(engine, "odds") == before
+    assert rows_by_partition(engine, "odds") == {_made_for(old): 3}
+
+
+def test_a_default_partition_takes_rows_beyond_the_horizon_that_the_first_look_has_not_read(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2, max_ahead="30 days"))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE odds_rest PARTITION OF odds DEFAULT")
+    with running(database, any_driver) as app:
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))  # beyond max_ahead: no error, and no window
+    assert rows_by_partition(engine, "odds") == {"odds_rest": 1}
 
 
 def test_a_process_that_lives_past_midnight_does_not_run_out(

@@ -583,6 +583,17 @@ def test_one_bad_table_stops_no_other(engine: Engine) -> None:
     assert len(second.detached) == 3
 
 
+def test_with_nothing_to_do_many_tables_take_no_more_statements_than_one(engine: Engine) -> None:
+    counts = []
+    for number in range(4):
+        declare(engine, f"odds{number}", policy(retention="90 days"))
+        maintain(engine)
+        with listening(engine) as sent:
+            assert len(maintain(engine).results) == number + 1
+        counts.append(len(sent.statements))
+    assert counts == [counts[0]] * 4
+
+
 def test_one_run_at_a_time(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     history(engine)
     other = create_engine(engine.url, poolclass=NullPool)
