@@ -226,7 +226,7 @@ def test_a_script_for_psql_says_what_it_says_of_plain_names(cases: Cases) -> Non
                 sa.Column(policy.key, sa.DateTime(timezone=True), nullable=False),
                 sa.Column(other, sa.Text, comment=comment if dice.random() < 0.3 else None),
             ]
-            for verb in (
+            verbs = (
                 lambda: op.create_partitioned_table(table, *columns, policy=policy, schema=schema),
                 lambda: op.alter_partition_policy(table, schema=schema, **values),
                 lambda: op.create_partitions(
@@ -237,8 +237,9 @@ def test_a_script_for_psql_says_what_it_says_of_plain_names(cases: Cases) -> Non
                 lambda: op.drop_partitioned_table(table, schema=schema),
                 lambda: op.create_partition_functions(schema=schema),
                 lambda: op.drop_partition_functions(schema=schema),
-            ):
-                if dice.random() < 0.6:
+            )
+            for number, verb in enumerate(verbs):
+                if dice.random() < (0.6 if number < 6 else 0.05):  # the functions are many, and long
                     with cases.ours(sa.exc.IdentifierError, sa.exc.ArgumentError):
                         verb()  # type: ignore[no-untyped-call]
         finally:

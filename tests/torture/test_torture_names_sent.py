@@ -206,7 +206,7 @@ def test_a_table_with_evil_names_is_kept_as_one_with_plain_names(
         after = place.objects()
         assert before == after, (before - after, after - before)
 
-    place.cases.play("tables", max(int(110 * SHARE), 1), act)
+    place.cases.play("tables", max(int(70 * SHARE), 1), act)
 
 
 def _kept(place: Place, texts: Texts, schema: str, role: str | None) -> None:
