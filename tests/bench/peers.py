@@ -7,6 +7,7 @@ beyond that is here. A peer that is not installed is named in the report, with t
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ OURS, BY_HAND = "alembic_partitions", "by hand"
 PARTMAN_PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 PARTMAN_FILES = Path("/usr/share/postgresql/15/extension/pg_partman.control")
 PARTMAN_PACKAGE = "postgresql-15-partman"
+
+LABELS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -111,8 +114,10 @@ def psqlextra(engine: Engine, tables: Sequence[str], days: int) -> Work:
     from psqlextra.partitioning import PostgresPartitioningManager, partition_by_current_time
     from psqlextra.types import PostgresPartitioningMethod
 
+    label = f"bench_{next(LABELS)}"  # Django knows each model once
+
     def model(table: str) -> Any:
-        meta = type("Meta", (), {"app_label": engine.url.database, "db_table": table, "managed": False})
+        meta = type("Meta", (), {"app_label": label, "db_table": table, "managed": False})
         partitioned = type(
             "PartitioningMeta", (), {"method": PostgresPartitioningMethod.RANGE, "key": ["at"]}
         )
