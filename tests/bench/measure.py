@@ -157,5 +157,10 @@ def show(title: str, server: str, rows: Sequence[Row], note_names: Sequence[str]
     RECORD.table(title, server, names, lines, [row.figures() for row in rows])
 
 
+def told(sides: Mapping[str, Side]) -> dict[str, str]:
+    """Put each side's median into words."""
+    return {name: milliseconds(side.median) for name, side in sides.items()}
+
+
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.1f} ms"

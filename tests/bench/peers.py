@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import version
+from datetime import datetime, timedelta, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,8 +26,6 @@ from tests.tables import run
 
 Work: TypeAlias = Callable[[], None]
 """Bring every table to its horizon."""
-
-OURS, BY_HAND = "alembic_partitions", "by hand"
 
 #: pg_partman comes as a package of the distribution, for one release of PostgreSQL.
 PARTMAN_PROGRAMS = Path("/usr/lib/postgresql/15/bin")
@@ -55,6 +53,27 @@ def ours(engine: Engine, days: int) -> Work:
         with engine.connect() as connection:
             report = maintenance.ensure(connection)
         assert not any(result.error or result.horizon_short for result in report.results)
+
+    return work
+
+
+def by_hand(engine: Engine, tables: Sequence[str], days: Iterable[int]) -> Work:
+    """Write down LIKE and ATTACH for some days from today, as one batch: what one would paste into psql."""
+    today = datetime.now(timezone.utc).date()
+    statements = []
+    for table in tables:
+        for number in days:
+            day, next_day = today + timedelta(days=number), today + timedelta(days=number + 1)
+            child, bounds = f"{table}_{day:%Y_%m_%d}", f"FROM ('{day} 00:00+00') TO ('{next_day} 00:00+00')"
+            statements += [
+                f"CREATE TABLE {child} (LIKE {table} INCLUDING ALL EXCLUDING IDENTITY)",
+                f"ALTER TABLE {table} ATTACH PARTITION {child} FOR VALUES {bounds}",
+            ]
+    batch = ";\n".join(statements)
+
+    def work() -> None:
+        with engine.begin() as connection:
+            connection.exec_driver_sql(batch)
 
     return work
 
@@ -202,21 +221,13 @@ def partman_server() -> Iterator[Databases | None]:
     try:
         databases = Databases(server.url)
         databases.make_template()
+        with databases.admin() as connection:
+            available = "SELECT default_version FROM pg_available_extensions WHERE name = 'pg_partman'"
+            RECORD.versions[PARTMAN.name] = str(connection.scalar(text(available)))
         yield databases
         databases.close()
     finally:
         server.close()
-
-
-def named(peer: Peer, engine: Engine) -> str:
-    """Return the name with the version."""
-    if peer is PARTMAN:
-        with engine.connect() as connection:
-            found = connection.scalar(
-                text("SELECT extversion FROM pg_extension WHERE extname = 'pg_partman'")
-            )
-        return f"{peer.name} {found}"
-    return f"{peer.name} {version(peer.name)}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ CONSOLE = Console(width=170)
 FOLDER = Path(os.environ.get("BENCH_OUT") or Path(__file__).resolve().parents[2] / ".bench")
 
 PACKAGES = (
-    *("alembic-partitions", "sqlalchemy", "alembic", "psycopg2-binary", "psycopg", "asyncpg"),
+    *("alembic_partitions", "sqlalchemy", "alembic", "psycopg2-binary", "psycopg", "asyncpg"),
     *("pg-partsmith", "django-postgres-extra", "django"),
 )
 
@@ -58,6 +58,16 @@ class Verdict:
 
 VERDICT_HEADER = ("budget", "at most", "measured", "best", "")
 
+#: Who may stand beside each other at one piece of work.
+OURS, BY_HAND = "alembic_partitions", "by hand"
+SIDES = (BY_HAND, OURS, "pg-partsmith", "django-postgres-extra", "pg_partman")
+
+NOT_CONTESTED = (
+    "–: pg_partman is packaged for PostgreSQL 15 alone, and measured there; those that need no extension are"
+    " measured on the newest. None of them looks before an INSERT, keeps autogenerate quiet or locks an"
+    " upgrade: there the other side is the same work without this package."
+)
+
 
 def _number(value: float, unit: str) -> str:
     if unit == "x":
@@ -75,7 +85,10 @@ class Record:
     servers: set[str] = field(default_factory=set)
     verdicts: list[Verdict] = field(default_factory=list)
     tables: list[Figures] = field(default_factory=list)
+    contest: dict[str, dict[str, str]] = field(default_factory=dict)
+    """What each side took for a piece of work, in words."""
     missing: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=lambda: dict(_versions()))
     plots: dict[str, str] = field(default_factory=dict)
     load: float = field(default_factory=lambda: os.getloadavg()[0])
     begun: float = field(default_factory=time.monotonic)
@@ -101,12 +114,21 @@ class Record:
         figures: Sequence[Figures],
     ) -> None:
         """Print a table, and keep it with the figures that it was made from."""
+        server = server.split(maxsplit=1)[0]  # without the name of the distribution
         self.servers.add(server)
         self.tables.append(
             {"title": title, "postgresql": server, "header": header, "lines": lines, "figures": figures}
         )
         CONSOLE.print()
         CONSOLE.print(_drawn(f"{title}\nPostgreSQL {server}, load {os.getloadavg()[0]:.1f}", header, lines))
+
+    def beside(self, work: str, server: str, took: Mapping[str, str]) -> None:
+        """Keep what each side took for a piece of work that others do too."""
+        self.contest[f"{work} (PostgreSQL {server.split(maxsplit=1)[0]})"] = dict(took)
+
+    def _contest(self) -> list[tuple[str, ...]]:
+        """One line a piece of work."""
+        return [(work, *(took.get(side, "–") for side in SIDES)) for work, took in self.contest.items()]
 
     def plot(self, name: str, title: str) -> Path:
         """Return where to draw."""
@@ -119,6 +141,10 @@ class Record:
         if not self.verdicts:
             return
         lines = [verdict.cells() for verdict in self.verdicts]
+        if self.contest:
+            CONSOLE.print()
+            CONSOLE.print(_drawn("The peers at the same work, medians", ("", *SIDES), self._contest()))
+            CONSOLE.print(NOT_CONTESTED)
         CONSOLE.print()
         CONSOLE.print(_drawn(f"The budgets\n{self.machine()}", VERDICT_HEADER, lines))
         for name, reason in self.missing.items():
@@ -134,10 +160,11 @@ class Record:
             "on": datetime.now(timezone.utc).date().isoformat(),
             "minutes": round(self.minutes(), 1),
             "load_before": round(self.load, 2),
-            "versions": dict(_versions()),
+            "versions": self.versions,
             "postgresql": sorted(self.servers),
             "sizes": self.sizes,
             "budgets": [{**asdict(v), "kept": v.kept} for v in self.verdicts],
+            "peers": self.contest,
             "not_measured": self.missing,
             "tables": [
                 {name: table[name] for name in ("title", "postgresql", "figures")} for table in self.tables
@@ -163,6 +190,11 @@ class Record:
         yield f"Measured on {self.machine()}, in {self.minutes():.0f} minutes."
         if self.verdicts:
             yield from _as_markdown(VERDICT_HEADER, [verdict.cells() for verdict in self.verdicts])
+        if self.contest:
+            versions = ", ".join(f"{side} {self.versions[side]}" for side in SIDES if side in self.versions)
+            yield f"The peers at the same work, medians: {versions}."
+            yield from _as_markdown(("", *SIDES), self._contest())
+            yield NOT_CONTESTED
         for name, reason in self.missing.items():
             yield f"Not measured: {name}: {reason}"
         for name, title in self.plots.items():
@@ -194,7 +226,7 @@ def _versions() -> Iterator[tuple[str, str]]:
         try:
             yield package, version(package)
         except PackageNotFoundError:
-            yield package, "absent"
+            continue
 
 
 def _processor() -> str:

@@ -15,10 +15,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from alembic_partitions import PartitionPolicy, maintenance
+from alembic_partitions import PartitionPolicy
 from tests.apps import declare
 from tests.bench import peers
-from tests.bench.measure import Row, Side, in_turns, setting, show
+from tests.bench.measure import Row, Side, in_turns, setting, show, told
+from tests.bench.record import BY_HAND, OURS, RECORD
 from tests.databases import Databases
 from tests.tables import run, scalar
 
@@ -73,23 +74,6 @@ def empty(engine: Engine) -> None:
         run(engine, f"DROP TABLE {scalar(engine, child)}")
 
 
-def by_hand(engine: Engine) -> peers.Work:
-    """Write down what `plan` prints, reduced to the two statements that cannot be spared."""
-    peers.ours(engine, DAYS)
-    with engine.connect() as connection:
-        plans = maintenance.plan(connection)
-    lines = [line for plan in plans for line in plan.sql().splitlines()]
-    kept = [line for line in lines if line.startswith(("CREATE TABLE", "ALTER TABLE"))]
-    assert len(kept) == 2 * len(TABLES) * DAYS
-    batch = "\n".join(kept)
-
-    def work() -> None:
-        with engine.begin() as connection:
-            connection.exec_driver_sql(batch)
-
-    return work
-
-
 def side(engine: Engine, work: peers.Work) -> Callable[[Side], None]:
     def one_round(into: Side) -> None:
         with into.measured():
@@ -109,8 +93,8 @@ def compared(databases: Databases, shape: str, others: Sequence[peers.Peer]) -> 
 
         hand, ours = tables(), tables()
         sides = {
-            peers.BY_HAND: side(hand, by_hand(hand)),
-            peers.OURS: side(ours, peers.ours(ours, DAYS)),
+            BY_HAND: side(hand, peers.by_hand(hand, TABLES, range(1, DAYS + 1))),
+            OURS: side(ours, peers.ours(ours, DAYS)),
         }
         for peer in others:
             engine = tables()
@@ -118,15 +102,18 @@ def compared(databases: Databases, shape: str, others: Sequence[peers.Peer]) -> 
                 empty(engine)
             work = peer.prepare(engine, TABLES, DAYS)
             run(engine, DROP_MADE)
-            sides[peers.named(peer, engine)] = side(engine, work)
+            sides[peer.name] = side(engine, work)
         found = in_turns(sides, ROUNDS)
-    base, mine = found[peers.BY_HAND], found[peers.OURS]
-    row = Row(f"{peers.OURS}: {shape}", base, mine, BUDGET, ("each partition",))
+    base, mine = found[BY_HAND], found[OURS]
+    row = Row(f"{OURS}: {shape}", base, mine, BUDGET, ("each partition",))
     rows = [row]
-    for peer, name in zip(others, list(sides)[2:], strict=True):
-        rows.append(Row(name, base, found[name], None, (peer.commits,)))
+    for peer in others:
+        rows.append(Row(peer.name, base, found[peer.name], None, (peer.commits,)))
         limit = None if peer is peers.PSQLEXTRA else 1.0  # DESIGN.md has no budget beside it
-        Row(name, found[name], mine, limit).judged(f"the same, beside {name} (commits {peer.commits})")
+        beside = f"the same, beside {peer.name} (which commits {peer.commits})"
+        Row(peer.name, found[peer.name], mine, limit).judged(beside)
+    if others:
+        RECORD.beside(f"create {len(TABLES)} x {DAYS} days", databases.describe(), told(found))
     return rows
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, create_engine
 
-from alembic_partitions import PartitionPolicy, maintenance
+from alembic_partitions import PartitionPolicy
 from tests.apps import declare as declare_readings
 from tests.bench import peers
 from tests.bench.many import declare, filled, names, older
 from tests.bench.measure import QUICK, Side, in_turns, milliseconds, setting
 from tests.bench.plots import Curve, Panel, draw
-from tests.bench.record import RECORD
+from tests.bench.record import BY_HAND, OURS, RECORD
 from tests.bench.test_bench_insert_hook import Both, bulk, flush, readings
 from tests.databases import Database, Databases
 from tests.tables import run, scalar
@@ -84,7 +84,7 @@ def timed(work: peers.Work, into: Side) -> None:
 
 def looking(engine: Engine, tables: list[str]) -> dict[str, Callable[[Side], None]]:
     """Every side that may look over these tables, which have all that it wants."""
-    sides: dict[str, Callable[[Side], None]] = {peers.OURS: partial(timed, peers.ours(engine, HORIZON))}
+    sides: dict[str, Callable[[Side], None]] = {OURS: partial(timed, peers.ours(engine, HORIZON))}
     for peer in peers.installed():
         sides[peer.name] = partial(timed, peer.prepare(engine, tables, HORIZON))
     return sides
@@ -133,17 +133,8 @@ def one_more(engine: Engine) -> dict[str, Callable[[Side], None]]:
 
         return one_round
 
-    ours = peers.ours(engine, day)
-    with engine.connect() as connection:
-        (plan,) = maintenance.plan(connection)
-    kept = [line for line in plan.sql().splitlines() if line.startswith(("CREATE TABLE", "ALTER TABLE"))]
-    assert len(kept) == 2
-
-    def by_hand() -> None:
-        with engine.begin() as connection:
-            connection.exec_driver_sql("\n".join(kept))
-
-    sides = {peers.BY_HAND: side(by_hand), peers.OURS: side(ours)}
+    hand, ours = peers.by_hand(engine, ["table_0"], [day]), peers.ours(engine, day)
+    sides = {BY_HAND: side(hand), OURS: side(ours)}
     for peer in peers.installed():
         sides[peer.name] = side(peer.prepare(engine, ["table_0"], day))
     return sides

@@ -6,7 +6,7 @@ count for all tables.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from sqlalchemy import Engine, create_engine, text
@@ -14,10 +14,10 @@ from sqlalchemy import Engine, create_engine, text
 from alembic_partitions import maintenance
 from tests.bench import peers
 from tests.bench.many import filled, names
-from tests.bench.measure import Row, Side, in_turns, setting, show
-from tests.bench.record import RECORD
+from tests.bench.measure import Row, Side, in_turns, setting, show, told
+from tests.bench.record import BY_HAND, OURS, RECORD
 from tests.databases import Databases
-from tests.tables import listening, scalar
+from tests.tables import listening, run, scalar
 
 ROUNDS = setting("BENCH_ROUNDS", 9, quick=2)
 PEER_ROUNDS = setting("BENCH_PEER_ROUNDS", 3, quick=1)
@@ -27,7 +27,7 @@ FEW, HORIZON = 30, 28
 BUDGET, STATEMENTS = 1.3, 2
 
 # How many of the days wanted has each table? The least that there is to ask.
-BY_HAND = text("""
+WANTED_OF_EACH = text("""
 SELECT i.inhparent, count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_class p ON p.oid = i.inhparent
 JOIN unnest(CAST(:tables AS text[])) t ON t = p.relname
@@ -47,7 +47,7 @@ def ensure(engine: Engine, into: Side) -> None:
 
 def by_hand(engine: Engine, into: Side) -> None:
     with engine.connect() as connection, into.measured():
-        found = connection.execute(BY_HAND, {"tables": names(TABLES), "days": HORIZON}).all()
+        found = connection.execute(WANTED_OF_EACH, {"tables": names(TABLES), "days": HORIZON}).all()
         connection.commit()
     assert [count for _, count in found] == [HORIZON + 1] * TABLES
 
@@ -82,26 +82,41 @@ def test_nothing_to_do(databases: Databases) -> None:
         show("Nothing to do: ensure() over all tables", server, [row], ("statements",))
         row.judged(f"nothing to do over {TABLES} tables: {MANY:,} partitions each beside {FEW} each")
         RECORD.judge("the same: statements in all", sent, STATEMENTS, "")
-        beside_peers(server, few, many)
         for engine, each in ((few, FEW), (many, MANY)):
+            beside_peers(engine, each, server, peers.installed())
             assert scalar(engine, "SELECT count(*) FROM pg_inherits") == TABLES * each
             engine.dispose()
 
 
-def beside_peers(server: str, few: Engine, many: Engine) -> None:
-    rows = []
-    for engine, each in ((few, FEW), (many, MANY)):
-        sides: dict[str, Callable[[Side], None]] = {
-            peers.BY_HAND: partial(by_hand, engine),
-            peers.OURS: partial(ensure, engine),
-        }
-        for peer in peers.installed():
-            sides[peers.named(peer, engine)] = partial(by_peer, peer.prepare(engine, names(TABLES), HORIZON))
-        found = in_turns(sides, PEER_ROUNDS)
-        base = found[peers.BY_HAND]
-        rows += [
-            Row(f"{name}, {each:,} partitions each", base, found[name])
-            for name in sides
-            if name != peers.BY_HAND
-        ]
-    show(f"Nothing to do over {TABLES} tables, beside one query by hand", server, rows)
+def beside_peers(
+    engine: Engine, each: int, server: str, others: Sequence[peers.Peer], **more: peers.Work
+) -> None:
+    """Have others look over the same tables; `more` are those who have tables of their own."""
+    works = {peer.name: peer.prepare(engine, names(TABLES), HORIZON) for peer in others} | more
+    sides: dict[str, Callable[[Side], None]] = {
+        BY_HAND: partial(by_hand, engine),
+        OURS: partial(ensure, engine),
+        **{name: partial(by_peer, work) for name, work in works.items()},
+    }
+    found = in_turns(sides, PEER_ROUNDS)
+    what = f"nothing to do, {TABLES} tables of {each:,}"
+    rows = [Row(name, found[BY_HAND], found[name]) for name in sides if name != BY_HAND]
+    show(f"{what} partitions, beside one query by hand".capitalize(), server, rows)
+    RECORD.beside(what, server, told(found))
+
+
+def test_beside_pg_partman() -> None:
+    with peers.partman_server() as databases:
+        if databases is None:
+            return
+        with filled(databases, TABLES, FEW, HORIZON) as ours, peers.utc_database(databases) as theirs:
+            for name in names(TABLES):
+                run(theirs, f"CREATE TABLE {name} (at timestamptz NOT NULL) PARTITION BY RANGE (at)")
+            look = peers.PARTMAN.prepare(theirs, names(TABLES), HORIZON)
+            look()
+            # Today and the horizon, and a DEFAULT one.
+            assert scalar(theirs, "SELECT count(*) FROM pg_inherits") == TABLES * (HORIZON + 2)
+            engine = create_engine(ours.url)
+            beside_peers(engine, FEW, databases.describe(), [], **{peers.PARTMAN.name: look})
+            assert scalar(theirs, "SELECT count(*) FROM pg_inherits") == TABLES * (HORIZON + 2)
+            engine.dispose()
