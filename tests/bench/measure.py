@@ -11,10 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from tests.bench.record import RECORD, Figures
-
-#: Sizes at which everything runs in a minute: to see that it works, not to measure.
-QUICK = os.environ.get("BENCH_QUICK", "0") not in ("", "0")
+from tests.bench.record import QUICK, RECORD, Figures
 
 
 def setting(name: str, default: int, quick: int) -> int:

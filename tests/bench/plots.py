@@ -45,6 +45,7 @@ def draw(name: str, title: str, panels: Sequence[Panel]) -> None:
         "svg.fonttype": "none",  # text stays text: small, and in the reader's own font
         "svg.hashsalt": name,
         "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
         "font.size": 9,
         "axes.facecolor": "none",
         "axes.edgecolor": INK,

@@ -19,6 +19,9 @@ from rich.table import Table
 
 CONSOLE = Console(width=170)
 
+#: Sizes at which everything runs in a minute or two: to see that it works, not to measure.
+QUICK = os.environ.get("BENCH_QUICK", "0") not in ("", "0")
+
 FOLDER = Path(os.environ.get("BENCH_OUT") or Path(__file__).resolve().parents[2] / ".bench")
 
 PACKAGES = (
@@ -158,6 +161,7 @@ class Record:
         told = {
             "machine": self.machine(),
             "on": datetime.now(timezone.utc).date().isoformat(),
+            "quick": QUICK,
             "minutes": round(self.minutes(), 1),
             "load_before": round(self.load, 2),
             "versions": self.versions,
@@ -187,6 +191,8 @@ class Record:
         return (time.monotonic() - self.begun) / 60
 
     def _markdown(self) -> Iterator[str]:
+        if QUICK:
+            yield "**BENCH_QUICK: these sizes show that it works, and nothing else.**\n"
         yield f"Measured on {self.machine()}, in {self.minutes():.0f} minutes."
         if self.verdicts:
             yield from _as_markdown(VERDICT_HEADER, [verdict.cells() for verdict in self.verdicts])

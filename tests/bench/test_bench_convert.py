@@ -18,8 +18,7 @@ from sqlalchemy import Engine, NullPool, create_engine, event, text
 
 from alembic_partitions import PartitionPolicy
 from alembic_partitions.conversion import convert, unpartition
-from tests.bench.measure import QUICK
-from tests.bench.record import RECORD
+from tests.bench.record import QUICK, RECORD
 from tests.databases import Databases
 from tests.tables import run, scalar
 

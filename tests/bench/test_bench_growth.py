@@ -19,9 +19,9 @@ from alembic_partitions import PartitionPolicy
 from tests.apps import declare as declare_readings
 from tests.bench import peers
 from tests.bench.many import declare, filled, names, older
-from tests.bench.measure import QUICK, Side, in_turns, milliseconds, setting
+from tests.bench.measure import Side, in_turns, milliseconds, setting
 from tests.bench.plots import Curve, Panel, draw
-from tests.bench.record import BY_HAND, OURS, RECORD
+from tests.bench.record import BY_HAND, OURS, QUICK, RECORD
 from tests.bench.test_bench_insert_hook import Both, bulk, flush, readings
 from tests.databases import Database, Databases
 from tests.tables import run, scalar
@@ -84,7 +84,10 @@ def timed(work: peers.Work, into: Side) -> None:
 
 def looking(engine: Engine, tables: list[str]) -> dict[str, Callable[[Side], None]]:
     """Every side that may look over these tables, which have all that it wants."""
-    sides: dict[str, Callable[[Side], None]] = {OURS: partial(timed, peers.ours(engine, HORIZON))}
+    sides: dict[str, Callable[[Side], None]] = {
+        BY_HAND: partial(timed, peers.look_by_hand(engine, tables, HORIZON)),
+        OURS: partial(timed, peers.ours(engine, HORIZON)),
+    }
     for peer in peers.installed():
         sides[peer.name] = partial(timed, peer.prepare(engine, tables, HORIZON))
     return sides
@@ -152,7 +155,7 @@ def test_with_the_partitions_of_a_table(databases: Databases, panels: list[Panel
     for title, points in (("Nothing to do", nothing), ("One more partition", more)):
         curves = grown(points)
         kept(databases, f"{title}, by partitions of one table", along, curves)
-        panels.append(Panel(title, along, medians(curves)))
+        panels.append(Panel(f"{title}: one table", along, medians(curves)))
 
 
 def test_with_the_tables(databases: Databases, panels: list[Panel]) -> None:
@@ -165,7 +168,7 @@ def test_with_the_tables(databases: Databases, panels: list[Panel]) -> None:
     curves = grown(points)
     along = "tables of 30 partitions"
     kept(databases, "Nothing to do, by tables of 30 partitions", along, curves)
-    panels.append(Panel("Nothing to do", along, medians(curves), logarithmic=True))
+    panels.append(Panel("Nothing to do: many tables", along, medians(curves), logarithmic=True))
 
 
 # -- rows ------------------------------------------------------------------------------------------------

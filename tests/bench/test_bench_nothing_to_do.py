@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import maintenance
 from tests.bench import peers
@@ -26,16 +26,6 @@ MANY = setting("BENCH_PARTITIONS", 1_000, quick=60)
 FEW, HORIZON = 30, 28
 BUDGET, STATEMENTS = 1.3, 2
 
-# How many of the days wanted has each table? The least that there is to ask.
-WANTED_OF_EACH = text("""
-SELECT i.inhparent, count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-JOIN pg_class p ON p.oid = i.inhparent
-JOIN unnest(CAST(:tables AS text[])) t ON t = p.relname
-JOIN generate_series(0, :days) n
-  ON c.relname = t || to_char((now() AT TIME ZONE 'UTC')::date + n, '_YYYY_MM_DD')
-GROUP BY 1
-""")
-
 
 def ensure(engine: Engine, into: Side) -> None:
     with engine.connect() as connection, into.measured():
@@ -45,14 +35,7 @@ def ensure(engine: Engine, into: Side) -> None:
     assert not any(result.error or result.horizon_short for result in report.results)
 
 
-def by_hand(engine: Engine, into: Side) -> None:
-    with engine.connect() as connection, into.measured():
-        found = connection.execute(WANTED_OF_EACH, {"tables": names(TABLES), "days": HORIZON}).all()
-        connection.commit()
-    assert [count for _, count in found] == [HORIZON + 1] * TABLES
-
-
-def by_peer(work: peers.Work, into: Side) -> None:
+def timed(work: peers.Work, into: Side) -> None:
     with into.measured():
         work()
 
@@ -94,9 +77,9 @@ def beside_peers(
     """Have others look over the same tables; `more` are those who have tables of their own."""
     works = {peer.name: peer.prepare(engine, names(TABLES), HORIZON) for peer in others} | more
     sides: dict[str, Callable[[Side], None]] = {
-        BY_HAND: partial(by_hand, engine),
+        BY_HAND: partial(timed, peers.look_by_hand(engine, names(TABLES), HORIZON)),
         OURS: partial(ensure, engine),
-        **{name: partial(by_peer, work) for name, work in works.items()},
+        **{name: partial(timed, work) for name, work in works.items()},
     }
     found = in_turns(sides, PEER_ROUNDS)
     what = f"nothing to do, {TABLES} tables of {each:,}"

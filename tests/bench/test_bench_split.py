@@ -21,8 +21,8 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import PartitionPolicy, maintenance
-from tests.bench.measure import QUICK, setting
-from tests.bench.record import RECORD
+from tests.bench.measure import setting
+from tests.bench.record import QUICK, RECORD
 from tests.databases import Database, Databases
 from tests.db.test_split import wide
 from tests.tables import columns, rows, run, scalar

@@ -22,8 +22,8 @@ from sqlalchemy.exc import DBAPIError
 from alembic_partitions import PartitionPolicy, maintenance
 from tests.apps import declare
 from tests.bench import peers
-from tests.bench.measure import QUICK, setting
-from tests.bench.record import BY_HAND, OURS, RECORD
+from tests.bench.measure import setting
+from tests.bench.record import BY_HAND, OURS, QUICK, RECORD
 from tests.bench.test_bench_create import DROP_MADE, MADE
 from tests.databases import Databases
 from tests.tables import run, scalar
