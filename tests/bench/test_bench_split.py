@@ -27,7 +27,7 @@ from tests.databases import Database, Databases
 from tests.db.test_split import wide
 from tests.tables import columns, rows, run, scalar
 
-ROWS = setting("BENCH_SPLIT_ROWS", 1_000_000, quick=20_000)
+ROWS = setting("BENCH_SPLIT_ROWS", 300_000, quick=20_000)
 DAYS = setting("BENCH_SPLIT_DAYS", 40, quick=4)
 WRITERS, READERS = setting("BENCH_SPLIT_WRITERS", 8, quick=2), setting("BENCH_SPLIT_READERS", 4, quick=2)
 #: Transactions a second of each writer: a load, not a flood. 0 is as fast as it can.
