@@ -35,7 +35,7 @@ PARTMAN_PACKAGE = "postgresql-15-partman"
 LABELS = itertools.count()
 
 
-# How many of the days wanted has each table? The least that there is to ask.
+# How many of the days wanted has each table? What one would ask by hand.
 WANTED_OF_EACH = text("""
 SELECT i.inhparent, count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
 JOIN pg_class p ON p.oid = i.inhparent
