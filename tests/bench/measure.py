@@ -75,14 +75,25 @@ class Side:
 
 
 def in_turns(
-    sides: Mapping[str, Callable[[Side], None]], rounds: int, warm_up: int = 1
+    sides: Mapping[str, Callable[[Side], None]], rounds: int, patience: float | None = None
 ) -> Mapping[str, Side]:
-    """Run each side `rounds` times; every second round begins with the other one."""
+    """Run each side `rounds` times; every second round begins with the other one.
+
+    A first round warms up, and does not count; where it takes longer than `patience`, in seconds, it is the
+    only one of that side.
+    """
     results = {name: Side() for name in sides}
-    for turn in range(-warm_up, rounds):
+    slow = set()
+    for turn in range(-1, rounds):
         names = list(sides)[:: 1 if turn % 2 else -1]
         for name in names:
-            sides[name](Side() if turn < 0 else results[name])
+            if name in slow:
+                continue
+            into = Side() if turn < 0 else results[name]
+            sides[name](into)
+            if turn < 0 and patience is not None and into.median > patience:
+                results[name] = into
+                slow.add(name)
     return results
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import Engine, create_engine, text
 
 from alembic_partitions import maintenance
+from tests.bench.measure import Side
 from tests.bench.record import RECORD
 from tests.databases import Databases
 from tests.postgres import Server
@@ -31,6 +32,9 @@ Work: TypeAlias = Callable[[], None]
 PARTMAN_PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 PARTMAN_FILES = Path("/usr/share/postgresql/15/extension/pg_partman.control")
 PARTMAN_PACKAGE = "postgresql-15-partman"
+
+#: Seconds after which one round of a side is enough, and larger sizes are not tried.
+PATIENCE = 10
 
 LABELS = itertools.count()
 
@@ -230,6 +234,21 @@ def installed() -> list[Peer]:
         else:
             RECORD.missing[peer.name] = "not installed here: `tox -e bench` does it, on Python 3.11 and later"
     return found
+
+
+def patient(earlier: Mapping[str, Side]) -> list[Peer]:
+    """Return the peers that did not take too long at a smaller size."""
+    return [p for p in installed() if p.name not in earlier or earlier[p.name].median < PATIENCE]
+
+
+def untried(earlier: Mapping[str, Side], size: str) -> dict[str, str]:
+    """Tell why the others are not tried."""
+    tried = {peer.name for peer in patient(earlier)}
+    return {
+        peer.name: f"not tried: {earlier[peer.name].median:,.0f} s with {size}"
+        for peer in installed()
+        if peer.name not in tried
+    }
 
 
 @contextmanager

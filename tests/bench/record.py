@@ -116,7 +116,7 @@ class Record:
         lines: Sequence[Sequence[str]],
         figures: Sequence[Figures],
     ) -> None:
-        """Print a table, and keep it with the figures that it was made from."""
+        """Print a table, and keep it with the figures that it was made from: also where the run is cut off."""
         server = server.split(maxsplit=1)[0]  # without the name of the distribution
         self.servers.add(server)
         self.tables.append(
@@ -124,6 +124,7 @@ class Record:
         )
         CONSOLE.print()
         CONSOLE.print(_drawn(f"{title}\nPostgreSQL {server}, load {os.getloadavg()[0]:.1f}", header, lines))
+        self.write()
 
     def beside(self, work: str, server: str, took: Mapping[str, str]) -> None:
         """Keep what each side took for a piece of work that others do too."""
@@ -155,8 +156,6 @@ class Record:
         CONSOLE.print(f"{self.minutes():.1f} min; written to {FOLDER}")
 
     def write(self) -> None:
-        if not self.tables:
-            return
         FOLDER.mkdir(parents=True, exist_ok=True)
         told = {
             "machine": self.machine(),

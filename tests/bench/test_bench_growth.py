@@ -6,7 +6,7 @@ Each point is the median of some rounds in turns, after one that does not count.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -55,7 +55,8 @@ def kept(databases: Databases, title: str, along: str, curves: Mapping[str, dict
     """Print the curves, and keep them."""
     columns = list(next(iter(curves.values())))
     lines = [
-        (name, *(milliseconds(side.median) for side in curve.values())) for name, curve in curves.items()
+        (name, *(milliseconds(curve[n].median) if n in curve else "not tried: slow" for n in columns))
+        for name, curve in curves.items()
     ]
     figures = [
         {"what": name, "along": along, "points": {str(n): side.figures() for n, side in curve.items()}}
@@ -71,7 +72,9 @@ def medians(curves: Mapping[str, dict[int, Side]]) -> dict[str, Curve]:
 def grown(points: Mapping[int, Mapping[str, Side]]) -> dict[str, dict[int, Side]]:
     """Turn sides by number into numbers by side."""
     names = next(iter(points.values()))
-    return {name: {number: sides[name] for number, sides in points.items()} for name in names}
+    return {
+        name: {number: sides[name] for number, sides in points.items() if name in sides} for name in names
+    }
 
 
 def timed(work: peers.Work, into: Side) -> None:
@@ -82,13 +85,15 @@ def timed(work: peers.Work, into: Side) -> None:
 # -- nothing to do ---------------------------------------------------------------------------------------
 
 
-def looking(engine: Engine, tables: list[str]) -> dict[str, Callable[[Side], None]]:
+def looking(
+    engine: Engine, tables: list[str], others: Sequence[peers.Peer]
+) -> dict[str, Callable[[Side], None]]:
     """Every side that may look over these tables, which have all that it wants."""
     sides: dict[str, Callable[[Side], None]] = {
         BY_HAND: partial(timed, peers.look_by_hand(engine, tables, HORIZON)),
         OURS: partial(timed, peers.ours(engine, HORIZON)),
     }
-    for peer in peers.installed():
+    for peer in others:
         sides[peer.name] = partial(timed, peer.prepare(engine, tables, HORIZON))
     return sides
 
@@ -148,7 +153,7 @@ def test_with_the_partitions_of_a_table(databases: Databases, panels: list[Panel
     with one_table(databases) as engine:
         for number in PARTITIONS:
             grow(engine, number)
-            nothing[number] = in_turns(looking(engine, ["table_0"]), ROUNDS)
+            nothing[number] = in_turns(looking(engine, ["table_0"], peers.installed()), ROUNDS)
             more[number] = in_turns(one_more(engine), ROUNDS)
             peers.ours(engine, HORIZON)
     along = "partitions of one table"
@@ -160,10 +165,13 @@ def test_with_the_partitions_of_a_table(databases: Databases, panels: list[Panel
 
 def test_with_the_tables(databases: Databases, panels: list[Panel]) -> None:
     points = {}
+    earlier: Mapping[str, Side] = {}
     for number in TABLES:
         with filled(databases, number, 30, HORIZON) as database:
             engine = create_engine(database.url)
-            points[number] = in_turns(looking(engine, names(number)), ROUNDS)
+            others = peers.patient(earlier)
+            earlier = in_turns(looking(engine, names(number), others), ROUNDS, peers.PATIENCE)
+            points[number] = earlier
             engine.dispose()
     curves = grown(points)
     along = "tables of 30 partitions"

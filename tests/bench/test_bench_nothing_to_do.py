@@ -5,7 +5,7 @@ The peers that run on any server look over the same tables, and so does one quer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from sqlalchemy import Engine, create_engine
@@ -64,15 +64,22 @@ def test_nothing_to_do(databases: Databases) -> None:
         show("Nothing to do: ensure() over all tables", server, [row], ("statements",))
         row.judged(f"nothing to do over {TABLES} tables: {MANY:,} partitions each beside {FEW} each")
         RECORD.judge("the same: statements in all", sent, STATEMENTS, "")
+        earlier: Mapping[str, Side] = {}
         for engine, each in ((few, FEW), (many, MANY)):
-            beside_peers(engine, each, server, peers.installed())
+            others, reasons = peers.patient(earlier), peers.untried(earlier, f"{FEW} each")
+            earlier = beside_peers(engine, each, server, others, reasons)
             assert scalar(engine, "SELECT count(*) FROM pg_inherits") == TABLES * each
             engine.dispose()
 
 
 def beside_peers(
-    engine: Engine, each: int, server: str, others: Sequence[peers.Peer], **more: peers.Work
-) -> None:
+    engine: Engine,
+    each: int,
+    server: str,
+    others: Sequence[peers.Peer],
+    reasons: Mapping[str, str],
+    **more: peers.Work,
+) -> Mapping[str, Side]:
     """Have others look over the same tables; `more` are those who have tables of their own."""
     works = {peer.name: peer.prepare(engine, names(TABLES), HORIZON) for peer in others} | more
     sides: dict[str, Callable[[Side], None]] = {
@@ -80,11 +87,12 @@ def beside_peers(
         OURS: partial(ensure, engine),
         **{name: partial(timed, work) for name, work in works.items()},
     }
-    found = in_turns(sides, PEER_ROUNDS)
+    found = in_turns(sides, PEER_ROUNDS, peers.PATIENCE)
     what = f"nothing to do, {TABLES} tables of {each:,}"
     rows = [Row(name, found[BY_HAND], found[name]) for name in sides if name != BY_HAND]
     show(f"{what} partitions, beside one query by hand".capitalize(), server, rows)
-    RECORD.beside(what, server, told(found))
+    RECORD.beside(what, server, {**told(found), **reasons})
+    return found
 
 
 def test_beside_pg_partman() -> None:
@@ -99,6 +107,6 @@ def test_beside_pg_partman() -> None:
             # Today and the horizon, and a DEFAULT one.
             assert scalar(theirs, "SELECT count(*) FROM pg_inherits") == TABLES * (HORIZON + 2)
             engine = create_engine(ours.url)
-            beside_peers(engine, FEW, databases.describe(), [], **{peers.PARTMAN.name: look})
+            beside_peers(engine, FEW, databases.describe(), [], {}, **{peers.PARTMAN.name: look})
             assert scalar(theirs, "SELECT count(*) FROM pg_inherits") == TABLES * (HORIZON + 2)
             engine.dispose()
