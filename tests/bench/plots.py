@@ -40,6 +40,7 @@ def draw(name: str, title: str, panels: Sequence[Panel]) -> None:
 
     mpl.use("svg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import EngFormatter
 
     settings = {
         "svg.fonttype": "none",  # text stays text: small, and in the reader's own font
@@ -55,7 +56,10 @@ def draw(name: str, title: str, panels: Sequence[Panel]) -> None:
         "axes.titlecolor": INK,
     }
     with mpl.rc_context(settings):
-        figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(7.8, 2.8 * -(-len(panels) // 2)))
+        height = 2.8 * -(-len(panels) // 2)
+        figure, axes = plt.subplots(
+            -(-len(panels) // 2), 2, figsize=(7.8, height + 0.4), layout="constrained"
+        )
         for axis, panel in zip(axes.flat, panels, strict=False):
             for side, curve in panel.curves.items():
                 axis.plot(
@@ -69,16 +73,22 @@ def draw(name: str, title: str, panels: Sequence[Panel]) -> None:
                 )
             if panel.logarithmic:
                 axis.set(xscale="log", yscale="log")
+                axis.minorticks_off()
             else:
                 axis.set(xlim=(0, None), ylim=(0, None))
-            for scale in (axis.xaxis, axis.yaxis):
-                scale.set_major_formatter("{x:,g}")
-                scale.set_minor_formatter("")
+            axis.xaxis.set_major_formatter(EngFormatter(sep="") if panel.logarithmic else "{x:,g}")
+            axis.yaxis.set_major_formatter("{x:,g}")
             axis.set(title=panel.title, xlabel=panel.along, ylabel="ms")
             axis.grid(alpha=0.3, linewidth=0.5)
             axis.spines[["top", "right"]].set_visible(False)
-            axis.legend(frameon=False, fontsize=7.5, labelcolor=INK)
-        figure.tight_layout()
+        sides = {
+            name: line
+            for axis in axes.flat
+            for line, name in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(
+            sides.values(), sides, loc="outside lower center", ncols=3, frameon=False, labelcolor=INK
+        )
         path = RECORD.plot(f"{name}.svg", title)
         figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
         if os.environ.get("BENCH_PNG"):

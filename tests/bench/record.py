@@ -116,7 +116,7 @@ class Record:
         lines: Sequence[Sequence[str]],
         figures: Sequence[Figures],
     ) -> None:
-        """Print a table, and keep it with the figures that it was made from: also where the run is cut off."""
+        """Print a table, and keep it with what it was made from: a run that is cut off has its files too."""
         server = server.split(maxsplit=1)[0]  # without the name of the distribution
         self.servers.add(server)
         self.tables.append(
