@@ -41,11 +41,11 @@ LABELS = itertools.count()
 
 # How many of the days wanted has each table? What one would ask by hand.
 WANTED_OF_EACH = text("""
-SELECT i.inhparent, count(*) FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-JOIN pg_class p ON p.oid = i.inhparent
-JOIN unnest(CAST(:tables AS text[])) t ON t = p.relname
-JOIN generate_series(0, :days) n
-  ON c.relname = t || to_char((now() AT TIME ZONE 'UTC')::date + n, '_YYYY_MM_DD')
+SELECT i.inhparent, count(*)
+FROM unnest(CAST(:tables AS text[])) t CROSS JOIN generate_series(0, :days) n
+JOIN pg_class c
+  ON c.relname = CAST(t || to_char((now() AT TIME ZONE 'UTC')::date + n, '_YYYY_MM_DD') AS name)
+JOIN pg_inherits i ON i.inhrelid = c.oid
 GROUP BY 1
 """)
 
