@@ -6,7 +6,6 @@ the purpose. No look takes longer than ``wait``, and none takes the application 
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 import re
@@ -119,7 +118,7 @@ class Keeper:
         self._to_default: set[tuple[int, KeyValue]] = set()
         self._callers: set[int] = set()
         self._error: str | None = None
-        # Tables, by OID, of which all partitions are learned: a row was not for the horizon. Of the others these
+        # Tables, by OID, of which all partitions are learned: a row was not for the horizon. Of others these
         # are, however long the history.
         self._whole = set[int]()
         # What was logged last, and when.

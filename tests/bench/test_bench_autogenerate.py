@@ -19,12 +19,14 @@ from sqlalchemy import Engine, MetaData, create_engine, text
 
 from alembic_partitions import PartitionPolicy
 from tests.bench.measure import Row, Side, in_turns, setting, show
+from tests.bench.record import RECORD
 from tests.databases import Databases
 from tests.projects import Project
 
-ROUNDS = setting("BENCH_ROUNDS", 7)
+ROUNDS = setting("BENCH_ROUNDS", 9, quick=2)
 PLAIN_TABLES = 30
-CHILDREN = (0, 300, setting("BENCH_CHILDREN", 3_000))
+MANY = setting("BENCH_CHILDREN", 3_000, quick=100)
+CHILDREN = (0, MANY // 10, MANY)
 BUDGET = 1.3
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -116,13 +118,11 @@ def test_autogenerate(databases: Databases, tmp_path: Path) -> None:
             check(engine, into)
 
         found = in_turns({str(n): partial(run, engine) for n, engine in engines.items()}, ROUNDS)
-        commands = {
-            str(n): partial(by_command, project(tmp_path / str(n), engines[n])) for n in (0, CHILDREN[-1])
-        }
+        commands = {str(n): partial(by_command, project(tmp_path / str(n), engines[n])) for n in (0, MANY)}
         whole = in_turns(commands, ROUNDS)
         plain = Side()
         off = ["alembic.autogenerate.*", "~alembic.autogenerate.partitions"]
-        by_plain = check(engines[CHILDREN[-1]], plain, autogenerate_plugins=off)
+        by_plain = check(engines[MANY], plain, autogenerate_plugins=off)
     assert set(proposed.values()) == {0}
     rows = [
         Row(
@@ -134,7 +134,10 @@ def test_autogenerate(databases: Databases, tmp_path: Path) -> None:
         )
         for n in CHILDREN
     ]
-    few, many = whole["0"], whole[str(CHILDREN[-1])]
-    rows.append(Row(f"{CHILDREN[-1]:,}, the command as a whole", few, many, BUDGET, ("0",)))
-    rows.append(Row(f"{CHILDREN[-1]:,}, without the plugin", found["0"], plain, None, (f"{by_plain:,}",)))
+    command = Row(f"{MANY:,}, the command as a whole", whole["0"], whole[str(MANY)], BUDGET, ("0",)).judged(
+        f"alembic check with {MANY:,} partitions, beside none"
+    )
+    rows.append(command)
+    rows.append(Row(f"{MANY:,}, without the plugin", found["0"], plain, None, (f"{by_plain:,}",)))
+    RECORD.judge("the same: proposals", proposed[MANY], 0, "")
     show("alembic check", databases.describe(), rows, ("proposed",))

@@ -14,16 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.table import Table
 from sqlalchemy import Engine, NullPool, create_engine, event, text
 
 from alembic_partitions import PartitionPolicy
 from alembic_partitions.conversion import convert, unpartition
-from tests.bench.measure import CONSOLE, machine
+from tests.bench.record import QUICK, RECORD
 from tests.databases import Databases
 from tests.tables import run, scalar
 
-SIZES = [int(size) for size in os.environ.get("BENCH_CONVERT_ROWS", "10000,1000000").split(",")]
+DEFAULT_SIZES = "10000" if QUICK else "10000,1000000"
+SIZES = [int(size) for size in (os.environ.get("BENCH_CONVERT_ROWS") or DEFAULT_SIZES).split(",")]
 WRITERS, READERS = 8, 4
 
 TABLE = """
@@ -88,10 +88,16 @@ class Watch:
 
 
 def test_convert_beside_writers(databases: Databases) -> None:
-    shown = Table(title=f"convert\n{machine()}, PostgreSQL {databases.describe()}", title_justify="left")
-    columns = "rows", "whole run", "swap holds its lock", "longest write", "alone", "longest read", "alone"
-    for name in (*columns, "way back holds it"):
-        shown.add_column(name, justify="right")
+    columns = (
+        "rows",
+        "whole run",
+        "swap holds its lock",
+        "longest write",
+        "write alone",
+        "longest read",
+        "read alone",
+    )
+    lines = []
     for size in SIZES:
         database = databases.clone()
         engine = create_engine(database.url, poolclass=NullPool)
@@ -113,7 +119,8 @@ def test_convert_beside_writers(databases: Databases) -> None:
         with ours.connect() as connection:
             unpartition(connection, "events")
         told = [f"{crowd.longest[kind]:.0f} ms" for kind in ("write", "read") for crowd in (beside, alone)]
-        shown.add_row(f"{size:,}", f"{whole:.1f} s", f"{swap:.0f} ms", *told, f"{watch.locked:.0f} ms")
+        lines.append((f"{size:,}", f"{whole:.1f} s", f"{swap:.0f} ms", *told, f"{watch.locked:.0f} ms"))
         databases.drop(database.name)
-    CONSOLE.print()
-    CONSOLE.print(shown)
+    header = (*columns, "way back holds it")
+    figures = [dict(zip(header, line, strict=True)) for line in lines]
+    RECORD.table("A table converted beside writers and readers", databases.describe(), header, lines, figures)

@@ -1,83 +1,29 @@
 """Budget: `ensure()` with nothing to do takes at most 1.3 times as long with 1,000 partitions as with 30.
 
-BENCH_TABLES=100 is the full size; making 100,000 partitions takes minutes, so the default is smaller.
+The peers that run on any server look over the same tables, and so does one query by hand, which counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
-import pytest
-import sqlalchemy as sa
-from alembic.migration import MigrationContext
-from alembic.operations import Operations
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, create_engine
 
-from alembic_partitions import PartitionPolicy, maintenance
-from tests.bench.measure import Row, Side, in_turns, setting, show
-from tests.databases import Database, Databases
+from alembic_partitions import maintenance
+from tests.bench import peers
+from tests.bench.many import filled, names
+from tests.bench.measure import Row, Side, in_turns, setting, show, told
+from tests.bench.record import BY_HAND, OURS, RECORD
+from tests.databases import Databases
+from tests.tables import listening, run, scalar
 
-ROUNDS = setting("BENCH_ROUNDS", 7)
-TABLES = setting("BENCH_TABLES", 20)
-FEW, MANY = 30, setting("BENCH_PARTITIONS", 1_000)
-BUDGET = 1.3
-
-POLICY = PartitionPolicy("at", premake=0, lookback=0)
-
-# Older days for one table, by SQL alone, committed now and then.
-OLDER_DAYS = """
-DO $$ DECLARE day date; BEGIN
-  FOR n IN REVERSE {days}..2 LOOP
-    day := (now() AT TIME ZONE 'UTC')::date - n;
-    EXECUTE format('CREATE TABLE {table}_%s PARTITION OF {table} FOR VALUES FROM (%L) TO (%L)',
-                   to_char(day, 'YYYY_MM_DD'), day || ' 00:00+00', (day + 1) || ' 00:00+00');
-    IF n % 100 = 0 THEN COMMIT; END IF;
-  END LOOP;
-END $$
-"""
-
-
-@pytest.fixture
-def second_database(databases: Databases) -> Iterator[Database]:
-    database = databases.clone()
-    yield database
-    databases.drop(database.name)
-
-
-def declare(engine: Engine, name: str) -> None:
-    """Declare the smallest table that can be partitioned: it is the catalog that is read here."""
-    with engine.begin() as connection:
-        operations: Any = Operations(MigrationContext.configure(connection))
-        key = sa.Column("at", sa.DateTime(timezone=True), nullable=False)
-        operations.create_partitioned_table(name, key, policy=POLICY)
-
-
-@contextmanager
-def filled(database: Database, partitions: int) -> Iterator[Engine]:
-    """A database whose tables have that many partitions each, all that the policy wants among them."""
-    engine, past = create_engine(database.url), partitions - FEW
-    for number in range(TABLES):
-        with pytest.MonkeyPatch.context() as patch:  # made long ago, on the day before the older ones
-            long_ago = datetime.now(timezone.utc) - timedelta(days=past + 1)
-            patch.setenv(maintenance.NOW_VARIABLE, long_ago.isoformat())
-            declare(engine, f"table_{number}")
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(text(OLDER_DAYS.format(table=f"table_{number}", days=past)))
-    with engine.begin() as connection:  # the horizon comes last, as in a table that has grown old
-        horizon = {"premake": FEW - 2, "lookback": 1}
-        connection.execute(
-            text("UPDATE partition_config SET premake = :premake, lookback = :lookback"), horizon
-        )
-    with engine.connect() as connection:
-        assert not any(result.error for result in maintenance.ensure(connection).results)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("VACUUM ANALYZE"))  # as autovacuum would have done
-    yield engine
-    engine.dispose()
+ROUNDS = setting("BENCH_ROUNDS", 9, quick=2)
+PEER_ROUNDS = setting("BENCH_PEER_ROUNDS", 3, quick=1)
+TABLES = setting("BENCH_TABLES", 100, quick=3)
+MANY = setting("BENCH_PARTITIONS", 1_000, quick=60)
+FEW, HORIZON = 30, 28
+BUDGET, STATEMENTS = 1.3, 2
 
 
 def ensure(engine: Engine, into: Side) -> None:
@@ -88,31 +34,79 @@ def ensure(engine: Engine, into: Side) -> None:
     assert not any(result.error or result.horizon_short for result in report.results)
 
 
-def partitions_of(engine: Engine) -> int:
-    with engine.connect() as connection:
-        return int(connection.scalar(text("SELECT count(*) FROM pg_inherits")) or 0)
+def timed(work: peers.Work, into: Side) -> None:
+    with into.measured():
+        work()
 
 
-def statements(engine: Engine) -> list[str]:
-    sent: list[str] = []
-
-    def note(*args: object) -> None:
-        sent.append(str(args[2]))
-
-    event.listen(engine, "before_cursor_execute", note)
-    ensure(engine, Side())
-    event.remove(engine, "before_cursor_execute", note)
-    return sent
+def statements(engine: Engine) -> int:
+    with listening(engine) as sent:
+        ensure(engine, Side())
+    return len(sent.statements)
 
 
-def test_nothing_to_do(database: Database, second_database: Database, databases: Databases) -> None:
-    with filled(database, FEW) as few, filled(second_database, MANY) as many:
-        sides = {"few": partial(ensure, few), "many": partial(ensure, many)}
-        found = in_turns(sides, ROUNDS)
-        assert (partitions_of(few), partitions_of(many)) == (TABLES * FEW, TABLES * MANY)
-        sent = [len(statements(engine)) for engine in (few, many)]
-    notes = (f"{sent[0]} and {sent[1]}, budget 2",)
-    row = Row(
-        f"{TABLES} tables: {FEW} and {MANY:,} partitions each", found["few"], found["many"], BUDGET, notes
-    )
-    show("Nothing to do: ensure() over all tables", databases.describe(), [row], ("statements",))
+def test_nothing_to_do(databases: Databases) -> None:
+    server = databases.describe()
+    with (
+        filled(databases, TABLES, FEW, HORIZON) as few_days,
+        filled(databases, TABLES, MANY, HORIZON) as many_days,
+    ):
+        few, many = create_engine(few_days.url), create_engine(many_days.url)
+        found = in_turns({"few": partial(ensure, few), "many": partial(ensure, many)}, ROUNDS)
+        sent = max(statements(few), statements(many))
+        row = Row(
+            f"{TABLES} tables: {FEW} and {MANY:,} partitions each",
+            found["few"],
+            found["many"],
+            BUDGET,
+            (f"{sent}, budget {STATEMENTS}",),
+        )
+        show("Nothing to do: ensure() over all tables", server, [row], ("statements",))
+        row.judged(f"nothing to do over {TABLES} tables: {MANY:,} partitions each beside {FEW} each")
+        RECORD.judge("the same: statements in all", sent, STATEMENTS, "")
+        earlier: Mapping[str, Side] = {}
+        for engine, each in ((few, FEW), (many, MANY)):
+            others, reasons = peers.patient(earlier), peers.untried(earlier, f"{FEW} each")
+            earlier = beside_peers(engine, each, server, others, reasons)
+            assert scalar(engine, "SELECT count(*) FROM pg_inherits") == TABLES * each
+            engine.dispose()
+
+
+def beside_peers(
+    engine: Engine,
+    each: int,
+    server: str,
+    others: Sequence[peers.Peer],
+    reasons: Mapping[str, str],
+    **more: peers.Work,
+) -> Mapping[str, Side]:
+    """Have others look over the same tables; `more` are those who have tables of their own."""
+    works = {peer.name: peer.prepare(engine, names(TABLES), HORIZON) for peer in others} | more
+    sides: dict[str, Callable[[Side], None]] = {
+        BY_HAND: partial(timed, peers.look_by_hand(engine, names(TABLES), HORIZON)),
+        OURS: partial(ensure, engine),
+        **{name: partial(timed, work) for name, work in works.items()},
+    }
+    found = in_turns(sides, PEER_ROUNDS, peers.PATIENCE)
+    what = f"nothing to do, {TABLES} tables of {each:,}"
+    rows = [Row(name, found[BY_HAND], found[name]) for name in sides if name != BY_HAND]
+    show(f"{what} partitions, beside one query by hand".capitalize(), server, rows)
+    RECORD.beside(what, server, {**told(found), **reasons})
+    return found
+
+
+def test_beside_pg_partman() -> None:
+    with peers.partman_server() as databases:
+        if databases is None:
+            return
+        with filled(databases, TABLES, FEW, HORIZON) as ours, peers.utc_database(databases) as theirs:
+            for name in names(TABLES):
+                run(theirs, f"CREATE TABLE {name} (at timestamptz NOT NULL) PARTITION BY RANGE (at)")
+            look = peers.PARTMAN.prepare(theirs, names(TABLES), HORIZON)
+            look()
+            # Today and the horizon, and a DEFAULT one.
+            assert scalar(theirs, "SELECT count(*) FROM pg_inherits") == TABLES * (HORIZON + 2)
+            engine = create_engine(ours.url)
+            beside_peers(engine, FEW, databases.describe(), [], {}, **{peers.PARTMAN.name: look})
+            assert scalar(theirs, "SELECT count(*) FROM pg_inherits") == TABLES * (HORIZON + 2)
+            engine.dispose()

@@ -18,20 +18,20 @@ from typing import Any
 import psycopg2
 import pytest
 import sqlalchemy as sa
-from rich.table import Table
 from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import PartitionPolicy, maintenance
-from tests.bench.measure import CONSOLE, machine, setting
+from tests.bench.measure import setting
+from tests.bench.record import QUICK, RECORD
 from tests.databases import Database, Databases
 from tests.db.test_split import wide
 from tests.tables import columns, rows, run, scalar
 
-ROWS = setting("BENCH_SPLIT_ROWS", 1_000_000)
-DAYS = setting("BENCH_SPLIT_DAYS", 40)
-WRITERS, READERS = setting("BENCH_SPLIT_WRITERS", 8), setting("BENCH_SPLIT_READERS", 4)
+ROWS = setting("BENCH_SPLIT_ROWS", 300_000, quick=20_000)
+DAYS = setting("BENCH_SPLIT_DAYS", 40, quick=4)
+WRITERS, READERS = setting("BENCH_SPLIT_WRITERS", 8, quick=2), setting("BENCH_SPLIT_READERS", 4, quick=2)
 #: Transactions a second of each writer: a load, not a flood. 0 is as fast as it can.
-PACE = setting("BENCH_SPLIT_PACE", 50)
+PACE = setting("BENCH_SPLIT_PACE", 50, quick=50)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -147,7 +147,7 @@ def test_a_split_beside_writers_and_readers(database: Database, databases: Datab
     plain = time.perf_counter() - started
     run(engine, "DROP TABLE plain")
     with at_work(database, 0) as quiet:
-        time.sleep(5)
+        time.sleep(1 if QUICK else 5)
     phases: dict[str, float] = {}
 
     def progress(table: str, unit: str, done: int, total: int) -> None:
@@ -161,26 +161,29 @@ def test_a_split_beside_writers_and_readers(database: Database, databases: Datab
         took = time.perf_counter() - started
         time.sleep(0.5)
     assert result.error is None, result.error
-    table = Table(
-        title=f"{ROWS:,} rows split into {len(result.created)} windows beside {WRITERS} writers and {READERS}"
-        f" readers\n{machine()}, PostgreSQL {databases.describe()}",
-        title_justify="left",
-    )
-    for name in ("", "before", "meanwhile"):
-        table.add_column(name, justify="right")
+    lines: list[tuple[str, ...]] = []
     for what in ("write", "read"):
         sides = [[told for name, told in side if name == what] for side in (quiet, busy)]
-        table.add_row(f"longest {what}", *(f"{max(t[0] for t in side) * 1000:.0f} ms" for side in sides))
-        table.add_row(f"{what}s", *(f"{sum(t[1] for t in side):,}" for side in sides))
-        table.add_row(f"wrong after or in a {what}", *(str(sum(t[2] for t in side)) for side in sides))
+        lines += [
+            (f"longest {what}", *(f"{max(t[0] for t in side) * 1000:.0f} ms" for side in sides)),
+            (f"{what}s", *(f"{sum(t[1] for t in side):,}" for side in sides)),
+            (f"wrong after or in a {what}", *(str(sum(t[2] for t in side)) for side in sides)),
+        ]
     copied = phases.get("blocks copied", took)
-    table.add_row("one plain INSERT ... SELECT", f"{plain:.1f} s", "")
-    table.add_row("copied", "", f"{copied:.1f} s, {copied / plain:.2f} x")
-    table.add_row("all in all", "", f"{took:.1f} s, {took / plain:.2f} x")
-    table.add_row("proof", "", result.proof or "")
-    CONSOLE.print()
-    CONSOLE.print(table)
-    CONSOLE.print({unit: f"{at:.1f} s" for unit, at in phases.items()})
+    lines += [
+        ("one plain INSERT ... SELECT", f"{plain:.1f} s", ""),
+        ("copied", "", f"{copied:.1f} s, {copied / plain:.2f} x"),
+        ("all in all", "", f"{took:.1f} s, {took / plain:.2f} x"),
+        ("proof", "", result.proof or ""),
+    ]
+    crowd = f"{WRITERS} writers and {READERS} readers"
+    RECORD.table(
+        f"{ROWS:,} rows split into {len(result.created)} windows beside {crowd}",
+        databases.describe(),
+        ("", "before", "meanwhile"),
+        lines,
+        [dict(zip(("what", "before", "meanwhile"), line, strict=True)) for line in lines],
+    )
     assert sum(told[2] for side in (quiet, busy) for _, told in side) == 0
     untouched = rows(engine, f"SELECT count(*), count(DISTINCT id) FROM odds WHERE id <= {ROWS}")
     assert untouched == [(ROWS, ROWS)]

@@ -15,9 +15,9 @@ from tests.bench.measure import Row, Side, in_turns, setting, show
 from tests.databases import Database, Databases
 from tests.projects import Project
 
-ROUNDS = setting("BENCH_ROUNDS", 9)
-REPLICAS = setting("BENCH_REPLICAS", 20)
-REVISIONS = setting("BENCH_REVISIONS", 20)
+ROUNDS = setting("BENCH_ROUNDS", 9, quick=2)
+REPLICAS = setting("BENCH_REPLICAS", 20, quick=3)
+REVISIONS = setting("BENCH_REVISIONS", 20, quick=2)
 BUDGET = 1.3
 
 PARTITIONED = """
@@ -43,8 +43,12 @@ def test_upgrade_at_head(tmp_path: Path, databases: Databases, database: Databas
     strangers.edit_env("target_metadata = None", "import sqlalchemy.orm; target_metadata = None")
 
     rows = [
-        compare("alembic, alembic-partitions", ours, ALEMBIC, 1),
-        compare(f"the same, {REPLICAS} at once", ours, ALEMBIC, REPLICAS, rounds=max(2, ROUNDS // 3)),
+        compare("alembic, alembic-partitions", ours, ALEMBIC, 1).judged(
+            "alembic-partitions upgrade at head, beside alembic upgrade"
+        ),
+        compare(f"the same, {REPLICAS} at once", ours, ALEMBIC, REPLICAS, rounds=max(2, ROUNDS // 3)).judged(
+            f"the same, {REPLICAS} replicas at once: until the last has ended"
+        ),
         compare("alembic without this package, with it", strangers, ("-c", HIDING_US), 1),
     ]
     show("upgrade at head", databases.describe(), rows)

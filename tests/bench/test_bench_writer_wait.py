@@ -1,32 +1,42 @@
 """Budget: partitions made beside an open transaction of 5 s let no writer wait 50 ms longer than without.
 
 The open transaction has written what the writer writes. With a foreign key ATTACH needs a lock on the table
-referred to, which that transaction holds and which later writers of it queue behind.
+referred to, which that transaction holds and which later writers of it queue behind. The peers make the same
+partitions beside the same transaction.
 """
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 
 import pytest
 import sqlalchemy as sa
-from rich.table import Table
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import PartitionPolicy, maintenance
 from tests.apps import declare
-from tests.bench.measure import CONSOLE, machine, setting
-from tests.databases import Database, Databases
+from tests.bench import peers
+from tests.bench.measure import setting
+from tests.bench.record import BY_HAND, OURS, QUICK, RECORD
+from tests.bench.test_bench_create import DROP_MADE, MADE
+from tests.databases import Databases
+from tests.tables import run, scalar
 
-ROUNDS = setting("BENCH_ROUNDS", 3)
-OPEN = setting("BENCH_OPEN_SECONDS", 5)
+ROUNDS = setting("BENCH_WAIT_ROUNDS", 3, quick=1)
+OPEN = setting("BENCH_OPEN_SECONDS", 5, quick=1)
 BUDGET = 50  # ms more than without
 DAYS = 30
+PATIENCE = 30  # seconds after the transaction's end: what was held up is made then
 
-# The migration makes today's partition; the run that is watched makes the others.
+NOBODY = "nobody"
+
+# Today's partition is there; what is watched makes the others.
 TODAY = PartitionPolicy("at", premake=0, lookback=0)
 
 
@@ -36,6 +46,7 @@ class Writer:
     def __init__(self, engine: Engine, refer: bool) -> None:
         self.longest = 0.0
         self.count = 0
+        self.failed = 0
         self._engine = engine
         self._refer = refer
         self._stop = threading.Event()
@@ -54,8 +65,12 @@ class Writer:
         with self._engine.connect() as connection:
             while not self._stop.is_set():
                 begun = time.perf_counter()
-                write(connection, self._refer)
-                connection.commit()
+                try:
+                    write(connection, self._refer)
+                    connection.commit()
+                except DBAPIError:  # a deadlock
+                    connection.rollback()
+                    self.failed += 1
                 self.longest = max(self.longest, time.perf_counter() - begun)
                 self.count += 1
                 time.sleep(0.001)
@@ -68,76 +83,142 @@ def write(connection: Connection, refer: bool) -> None:
     connection.execute(text("INSERT INTO events (at, site_id) VALUES (now(), :site)"), {"site": site})
 
 
-def one_round(engine: Engine, refer: bool, make: bool) -> tuple[Writer, int]:
-    """Open a transaction that has written, start the writer, make partitions or do not; then close it."""
-    with engine.connect() as admin:
-        admin.execute(text("UPDATE partition_config SET premake = :days"), {"days": DAYS if make else 0})
-        admin.commit()
-    writer, made = Writer(engine, refer), 0
-    closed = threading.Event()
+@dataclass
+class Contender:
+    """Who makes partitions of a table of his own: the work, and how the writer beside him fared."""
 
-    def hold() -> None:
+    engine: Engine
+    refer: bool
+    work: Callable[[float], None]
+    longest: list[float] = field(default_factory=list)
+    writes: list[int] = field(default_factory=list)
+    failed: list[int] = field(default_factory=list)
+    made: list[int] = field(default_factory=list)
+
+    def one_round(self) -> None:
+        """Open a transaction that has written, start the writer, make partitions; then let go."""
+        writer, closed, opened = Writer(self.engine, self.refer), threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with self.engine.connect() as connection:
+                write(connection, self.refer)
+                opened.set()
+                closed.wait(OPEN)
+                connection.rollback()
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        opened.wait()
+        with writer.at_work():
+            end = time.monotonic() + OPEN + 0.5
+            self.work(end + PATIENCE)
+            time.sleep(max(0.0, end - time.monotonic()))
+        holder.join()
+        self.longest.append(writer.longest * 1000)
+        self.writes.append(writer.count)
+        self.failed.append(writer.failed)
+        self.made.append(scalar(self.engine, MADE))
+        run(self.engine, DROP_MADE)
+
+
+def ours(engine: Engine) -> Callable[[float], None]:
+    peers.ours(engine, DAYS)
+
+    def work(end: float) -> None:
         with engine.connect() as connection:
-            write(connection, refer)
-            opened.set()
-            closed.wait(OPEN)
-            connection.rollback()
+            maintenance.ensure(connection, give_up_at=end)
 
-    opened = threading.Event()
-    holder = threading.Thread(target=hold)
-    holder.start()
-    opened.wait()
-    with writer.at_work():
-        end = time.monotonic() + OPEN + 1
-        if make:
-            with engine.connect() as connection:
-                made = maintenance.ensure(connection, give_up_at=end).created
-        time.sleep(max(0.0, end - time.monotonic()))
-    holder.join()
-    drop_made(engine)
-    return writer, made
+    return work
 
 
-def drop_made(engine: Engine) -> None:
-    with engine.begin() as connection:
-        connection.execute(
-            text("""
-            DO $$ DECLARE part regclass; BEGIN
-              FOR part IN SELECT inhrelid FROM pg_inherits WHERE inhparent = 'events'::regclass
-                          ORDER BY inhrelid OFFSET 1  -- the first is the migration's: today
-              LOOP EXECUTE format('DROP TABLE %s', part); END LOOP;
-            END $$""")
+def theirs(work: peers.Work) -> Callable[[float], None]:
+    """Have a peer try until it is done or the time is over: some give up at once, and say so."""
+
+    def tried(end: float) -> None:
+        while time.monotonic() < end:
+            with suppress(Exception):
+                work()
+                return
+            time.sleep(0.2)
+
+    return tried
+
+
+def table_of_events(stack: ExitStack, databases: Databases, refer: bool) -> Engine:
+    engine = stack.enter_context(peers.utc_database(databases))
+    run(engine, "CREATE TABLE sites (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY)")
+    key = [sa.ForeignKey("sites.id")] if refer else []
+    declare(engine, "events", TODAY, sa.Column("site_id", sa.Integer, *key))
+    return engine
+
+
+def contend(
+    databases: Databases, refer: bool, others: Sequence[peers.Peer], rounds: int
+) -> dict[str, Contender]:
+    with ExitStack() as stack:
+        nobody, hand, mine = (table_of_events(stack, databases, refer) for _ in range(3))
+        contenders = {
+            NOBODY: Contender(nobody, refer, lambda end: None),
+            BY_HAND: Contender(hand, refer, theirs(peers.by_hand(hand, ["events"], range(1, DAYS + 1)))),
+            OURS: Contender(mine, refer, ours(mine)),
+        }
+        for peer in others:
+            engine = table_of_events(stack, databases, refer)
+            if peer is peers.PARTMAN:
+                child = "SELECT inhrelid::regclass FROM pg_inherits WHERE inhparent = 'events'::regclass"
+                run(engine, f"DROP TABLE {scalar(engine, child)}")
+            work = peer.prepare(engine, ["events"], DAYS)
+            run(engine, DROP_MADE)
+            contenders[peer.name] = Contender(engine, refer, theirs(work))
+        for number in range(rounds):
+            for name, contender in contenders.items():
+                if number == 0 or name in (NOBODY, OURS):  # a peer once: each round takes 5 s
+                    contender.one_round()
+    return contenders
+
+
+def told(databases: Databases, title: str, contenders: dict[str, Contender]) -> float:
+    """Print how long the writer waited beside each; return how much longer beside us than beside nobody."""
+    alone = statistics.median(contenders[NOBODY].longest)
+    lines, figures, took = [], [], dict[str, str]()
+    for name, contender in contenders.items():
+        longest = statistics.median(contender.longest)
+        made = f"{max(contender.made)} of {DAYS}" if name != NOBODY else ""
+        rounds = ", ".join(f"{wait:,.0f}" for wait in contender.longest)
+        writes = f"{statistics.median(contender.writes):,.0f}"
+        failed = str(max(contender.failed))
+        if name != NOBODY:
+            took[name] = f"{longest - alone:+,.0f} ms" + (f", {failed} writes failed" if int(failed) else "")
+        lines.append((name, f"{longest:,.0f} ms", rounds, took.get(name, ""), writes, failed, made))
+        figures.append(
+            {
+                "beside": name,
+                "longest_ms": [round(wait, 1) for wait in contender.longest],
+                "writes": contender.writes,
+                "failed": contender.failed,
+                "made": contender.made,
+            }
         )
+    header = ("beside", "longest wait", "each round", "more", "writes", "failed", "partitions made")
+    server = databases.describe()
+    RECORD.table(title, server, header, lines, figures)
+    RECORD.beside(f"a writer waits longer, {title.split(', ')[1]}", server, took)
+    return statistics.median(contenders[OURS].longest) - alone
 
 
 @pytest.mark.parametrize("refer", [False, True], ids=["no foreign key", "foreign key"])
-def test_the_longest_wait_of_a_writer(database: Database, databases: Databases, refer: bool) -> None:
-    engine = create_engine(database.url, pool_size=5)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE sites (id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY)"))
-    key = [sa.ForeignKey("sites.id")] if refer else []
-    declare(engine, "events", TODAY, sa.Column("site_id", sa.Integer, *key))
-    table = Table(
-        title=f"A writer's longest wait beside a transaction open for {OPEN} s,"
-        f" {'with a' if refer else 'without'} foreign key\n{machine()}, PostgreSQL {databases.describe()}",
-        title_justify="left",
-    )
-    for name in ("round", "without", "writes", "with", "writes", "partitions made", "more", "budget"):
-        table.add_column(name, justify="right")
-    for number in range(ROUNDS):
-        without, _ = one_round(engine, refer, make=False)
-        with_us, made = one_round(engine, refer, make=True)
-        more = (with_us.longest - without.longest) * 1000
-        table.add_row(
-            str(number + 1),
-            f"{without.longest * 1000:.1f} ms",
-            f"{without.count:,}",
-            f"{with_us.longest * 1000:.1f} ms",
-            f"{with_us.count:,}",
-            str(made),
-            f"{more:+.1f} ms",
-            f"{BUDGET} ms " + ("" if more <= BUDGET else "MISSED"),
-        )
-    CONSOLE.print()
-    CONSOLE.print(table)
-    engine.dispose()
+def test_the_longest_wait_of_a_writer(databases: Databases, refer: bool) -> None:
+    key = "with a foreign key" if refer else "without a foreign key"
+    title = f"A writer's longest wait beside a transaction open for {OPEN} s, {key}"
+    contenders = contend(databases, refer, peers.installed(), ROUNDS)
+    more = told(databases, title, contenders)
+    mine = contenders[OURS]
+    assert set(mine.made) == {DAYS}
+    assert not any(mine.failed)
+    RECORD.judge(f"a writer's longest wait beside an open transaction, {key}: more", more, BUDGET, "ms")
+    if QUICK and refer:
+        return
+    with peers.partman_server() as server:
+        if server is not None:
+            beside = contend(server, refer, [peers.PARTMAN], 1)
+            told(server, f"{title}, on the server that has pg_partman", beside)
