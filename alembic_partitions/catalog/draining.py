@@ -158,6 +158,7 @@ def read_source(connection: Connection, managed: ManagedTable) -> Source | None:
         foreign_keys=tuple(ForeignKey(name, told) for name, told in json.loads(row.foreign_keys or "[]")),
         incoming=tuple(json.loads(row.incoming or "[]")),
         publications=tuple(json.loads(row.publications or "[]")),
+        is_distributed=managed.traits.distributed,
     )
 
 

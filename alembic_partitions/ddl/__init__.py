@@ -124,6 +124,7 @@ from .partitions import (
     SetReplicaIdentity,
     SetReplicaIndex,
     SetStatistics,
+    distribution,
     partition_elements,
 )
 from .proving import (
@@ -306,6 +307,7 @@ __all__ = [
     "columns_of",
     "config_table",
     "declare_policy",
+    "distribution",
     "function_elements",
     "indexed_table",
     "open_alert",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alembic_partitions.plan import PARENT_LOCK_CLASS, PARTITION_MARK, CreatePartition
+from alembic_partitions.plan import PARENT_LOCK_CLASS, PARTITION_MARK, CreatePartition, ManagedTable
 
 from .elements import Element, bound_literal, do_block, qualified, quote, quoted_text
 
@@ -17,6 +17,27 @@ class SetLockTimeout(Element):
 
     def sql(self) -> str:
         return f"SET LOCAL lock_timeout = '{self.milliseconds:d}ms'"
+
+
+class TellWorkers(Element):
+    """Have the settings of this transaction that follow hold on Citus' workers too: time-outs, above all."""
+
+    def sql(self) -> str:
+        return "SET LOCAL citus.propagate_set_commands = 'local'"
+
+
+class OneShardAtATime(Element):
+    """Have Citus change one shard after the other: with a foreign key to a reference table, and with names
+    near 63 bytes, it refuses DDL in a transaction otherwise."""
+
+    def sql(self) -> str:
+        return "SET LOCAL citus.multi_shard_modify_mode = 'sequential'"
+
+
+def distribution(table: ManagedTable) -> list[Element]:
+    """Return what a transaction that changes a table needs before its time-outs: nothing unless it is
+    distributed."""
+    return [TellWorkers(), OneShardAtATime()] if table.traits.distributed else []
 
 
 class PlainNames(Element):

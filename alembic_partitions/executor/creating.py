@@ -39,6 +39,7 @@ def render(
     opening: list[ddl.Element] = [
         ddl.SetLockTimeout(turn_timeout_ms),
         ddl.LockParent(step.table.oid),
+        *ddl.distribution(step.table),
         ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
     ]
     elements = [*opening, *ddl.partition_elements(step, user)]
@@ -158,4 +159,9 @@ def attach_locks(table: ManagedTable) -> str:
     locks = [f"SHARE UPDATE EXCLUSIVE on {table}"]
     locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in table.traits.key_tables]
     locks += [f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in table.partitions if p.is_default]
-    return "; ".join(locks)
+    return "; ".join([*locks, *shard_locks(table)])
+
+
+def shard_locks(table: ManagedTable) -> list[str]:
+    """Say which locks are taken on Citus' workers beside."""
+    return ["the same on each of its shards, one after the other"] if table.traits.distributed else []

@@ -14,13 +14,15 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import LockNotAvailable, WorkFailed
+from alembic_partitions.plan import ManagedTable
 from alembic_partitions.sessions import autocommit, pause
 
 #: Longest wait for a lock that others queue behind (a table at the other end of a foreign key).
 LOCK_TIMEOUT_MS = 40
 
-# The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
-TRY_AGAIN = {"55P03", "57014", "40P01"}
+# The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again. A
+# server says 08006 itself, on a session that lives, where one of Citus' workers was not to be reached.
+TRY_AGAIN = {"55P03", "57014", "40P01", "08006"}
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 
@@ -61,10 +63,18 @@ def remark(text: str) -> str:
     return f"-- {''.join(shown)}"
 
 
-def transaction(*elements: ddl.Element | Statement, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Batch:
-    """Return a transaction that waits for no lock longer than its time-out."""
-    bound = Statement(ddl.SetLockTimeout(lock_timeout_ms).sql())
-    return Batch((bound, *(e if isinstance(e, Statement) else Statement(e.sql()) for e in elements)))
+def transaction(
+    *elements: ddl.Element | Statement,
+    lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+    table: ManagedTable | None = None,
+) -> Batch:
+    """Return a transaction that waits for no lock longer than its time-out.
+
+    :param table: what it changes, where that may be distributed.
+    """
+    first = ddl.distribution(table) if table is not None else []
+    opening = [*first, ddl.SetLockTimeout(lock_timeout_ms)]
+    return Batch(tuple(e if isinstance(e, Statement) else Statement(e.sql()) for e in (*opening, *elements)))
 
 
 def alone(

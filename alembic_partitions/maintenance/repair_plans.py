@@ -125,6 +125,7 @@ def _plan(
     mends, differing = _differences(connection, table)
     edges = sorted(windows, key=lambda window: window.begin)
     keys = [table.grid.key_at(now), *(window.begin for window in (*edges[:1], *edges[-1:]))]
+    keys = [] if table.traits.distributed else keys
     return RepairPlan(
         table,
         gaps,

@@ -61,6 +61,7 @@ class Source:
     foreign_keys: tuple[ForeignKey, ...] = ()
     incoming: tuple[str, ...] = ()
     publications: tuple[str, ...] = ()
+    is_distributed: bool = False
 
     @property
     def is_blind(self) -> bool:
@@ -72,6 +73,7 @@ class Source:
         name = f"{self.partition.schema}.{self.partition.name}"
         found = [] if self.is_plain else [Finding(Refusal.UNDRAINABLE, name)]
         found += [Finding(Refusal.HIDDEN, name)] if self.hides_rows else []
+        found += [Finding(Refusal.DISTRIBUTED, name)] if self.is_distributed else []
         found += [Finding(Refusal.PUBLISHED, f"{name}, by {told}") for told in self.publications]
         return found + [Finding(Refusal.INCOMING_KEY, key) for key in self.incoming]
 
