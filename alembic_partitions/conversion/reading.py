@@ -58,15 +58,11 @@ def read(connection: Connection, schema: str, table: str) -> Belongings:
     """Return a table as it is, in a transaction that is open.
 
     :raises NoTableError: there is none.
-    :raises ConversionRefused: Citus has distributed it.
     """
     catalog.see_all_rows(connection)
     found = catalog.read_belongings(connection, schema, table)
     if found is None:
         raise NoTableError(table=f"{schema}.{table}")
-    if found.is_distributed:
-        told = "Citus has distributed it: undistribute_table() it, convert, and distribute it again"
-        raise ConversionRefused(table=str(found), problems=told)
     return found
 
 

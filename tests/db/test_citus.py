@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, maintenance
 from alembic_partitions.conversion import convert, unpartition
@@ -319,6 +320,24 @@ def test_what_copies_or_nests_tables_is_refused_before_anything_is_changed(engin
             maintenance.split(connection, table="odds", partition=name)
     after = rows(engine, "SELECT relname, relkind FROM pg_class WHERE relnamespace = 'public'::regnamespace")
     assert after == before
+
+
+def test_functions_in_the_database_change_nothing_and_show_no_sizes(engine: Engine) -> None:
+    declare(engine)
+    with operations(engine) as op:
+        op.create_partition_functions()
+    run(engine, "CREATE TABLE rest PARTITION OF odds DEFAULT", "ANALYZE odds")
+    listed = "SELECT * FROM list_partitions()"
+    assert all(row[5] is not None and row[6] is not None for row in rows(engine, listed))
+    assert scalar(engine, "SELECT stranded FROM partition_health_summary()") is False
+    pretend(engine, "odds", *partitions(engine))
+    assert {row[5:7] for row in rows(engine, listed)} == {(None, None)}
+    assert scalar(engine, "SELECT total_bytes FROM partition_health_summary()") is None
+    run(engine, "INSERT INTO odds (at) VALUES ('1999-01-01')")
+    assert scalar(engine, "SELECT stranded FROM partition_health_summary()") is True
+    for call in ("create_future_partitions('odds', 9)", "run_partition_maintenance('odds', false)"):
+        with pytest.raises(DBAPIError, match="Citus has distributed table"):
+            run(engine, f"SELECT * FROM {call}")
 
 
 def test_an_archive_of_files_is_refused_and_nothing_is_detached(engine: Engine, tmp_path: Path) -> None:
