@@ -175,7 +175,7 @@ class DropEmptyPartitions(Element):
             # From here on nobody can write to it, so empty stays empty.
             "    EXECUTE format('LOCK TABLE %s IN ACCESS EXCLUSIVE MODE', part);\n"
             "    BEGIN\n"
-            "      EXECUTE format('SELECT EXISTS (SELECT FROM %s)', part) INTO filled;\n"
+            "      EXECUTE format('SELECT EXISTS (SELECT 1 FROM %s)', part) INTO filled;\n"
             # A snapshot taken before the lock does not show what was written in between.
             "      filled := filled OR current_setting('transaction_isolation') <> 'read committed'\n"
             f"        AND {held};\n"

@@ -118,8 +118,17 @@ def _refuse_if_hopeless(
 
 
 def _not_available(holders: list[catalog.Blocker], step: CreatePartition) -> LockNotAvailable:
-    told = "; ".join(map(str, holders)) or "another process is making partitions of it"
+    told = "; ".join(map(str, holders)) or _nobody_here(step.table)
     return LockNotAvailable(table=str(step.table), reason=told)
+
+
+def _nobody_here(table: ManagedTable) -> str:
+    if table.traits.distributed:
+        return (
+            "another process is making partitions of it, or holds one of its shards on a worker"
+            " (SELECT * FROM citus_locks)"
+        )
+    return "another process is making partitions of it"
 
 
 def _attempt(connection: Connection, step: CreatePartition, user: str | None, turn_timeout_ms: int) -> bool:

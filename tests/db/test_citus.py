@@ -150,14 +150,14 @@ def test_a_partition_of_it_is_detached_plainly_and_dropped_later(engine: Engine)
         gone = maintain(engine).detached
     assert len(gone) >= 2
     assert sent.statements.count(TELL) == sent.statements.count(ONE_BY_ONE) == len(gone)
-    run(engine, "UPDATE partition_config SET grace = '1 hour'", *_long_ago(engine))
+    run(engine, "UPDATE partition_config SET grace = '1 hour'", *detached_long_ago(engine))
     with listening(engine) as sent:
         assert len(maintain(engine).dropped) == len(gone)
     assert sent.statements.count(TELL) == len(gone)
     assert sent.statements.index(TELL) < sent.statements.index("SET LOCAL lock_timeout = '40ms'")
 
 
-def _long_ago(engine: Engine) -> list[str]:
+def detached_long_ago(engine: Engine) -> list[str]:
     """Have what is detached be so for two hours."""
     found = rows(
         engine,

@@ -76,7 +76,7 @@ BEGIN
         OR row_security_active(p.oid) THEN
       RETURN NULL;
     END IF;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %I.%I)', p.schema_name, p.partition_name) INTO found;
+    EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I.%I)', p.schema_name, p.partition_name) INTO found;
   END LOOP;
   RETURN found;
 EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN
