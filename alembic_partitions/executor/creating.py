@@ -18,7 +18,7 @@ from alembic_partitions.errors import LockNotAvailable, StepFailed
 from alembic_partitions.plan import Coverage, CreatePartition, ManagedTable, Plan
 from alembic_partitions.sessions import pause
 
-from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, remark, send
+from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, UNREACHED, Batch, Statement, remark, send
 from .statements import script as batches_script
 
 #: Longest wait for another process that is making partitions of the same table; nobody queues behind it.
@@ -91,7 +91,7 @@ def create_partition(
             code = sqlstate(error)
             if code in LOST_RACE:
                 return _verified(connection, step, error)
-            if code not in TRY_AGAIN:
+            if code not in TRY_AGAIN or (code == UNREACHED and time.monotonic() + wait > deadline):
                 raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
         holders = _holders(connection, step)
         _refuse_if_hopeless(holders, step, callers)

@@ -20,9 +20,10 @@ from alembic_partitions.sessions import autocommit, pause
 #: Longest wait for a lock that others queue behind (a table at the other end of a foreign key).
 LOCK_TIMEOUT_MS = 40
 
-# The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again. A
-# server says 08006 itself, on a session that lives, where one of Citus' workers was not to be reached.
-TRY_AGAIN = {"55P03", "57014", "40P01", "08006"}
+#: What a server says itself, on a session that lives, where one of Citus' workers was not to be reached.
+UNREACHED = "08006"
+# The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
+TRY_AGAIN = {"55P03", "57014", "40P01", UNREACHED}
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 
@@ -139,9 +140,10 @@ def insist(
         try:
             return attempt()
         except DBAPIError as error:
-            if sqlstate(error) not in TRY_AGAIN:
+            is_late = time.monotonic() + wait > deadline
+            if sqlstate(error) not in TRY_AGAIN or (is_late and sqlstate(error) == UNREACHED):
                 raise WorkFailed(table=table, what=what, reason=reason(error)) from error
-            if time.monotonic() + wait > deadline:
+            if is_late:
                 told = _told(connection, relations) or reason(error)
                 raise LockNotAvailable(table=table, reason=told) from error
         pause(connection, random.uniform(wait / 2, wait))

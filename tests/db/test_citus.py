@@ -7,6 +7,7 @@ objects that bear Citus' names.
 
 from __future__ import annotations
 
+import time
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,28 @@ def test_a_plain_table_gets_none_of_that(engine: Engine) -> None:
     with listening(engine) as sent:
         assert len(ensure(engine).created) == 1
     assert not [s for s in sent.statements if "citus." in s]
+
+
+def test_a_worker_that_is_not_reached_is_tried_again(engine: Engine, driver: str) -> None:
+    """The server says 08006 itself, and its session lives."""
+    declare(engine, rules=policy(premake=0, lookback=0))
+    run(
+        engine,
+        "CREATE SEQUENCE tries MINVALUE -1000 START 1",
+        "CREATE FUNCTION unreached() RETURNS event_trigger LANGUAGE plpgsql AS $$BEGIN"
+        " IF nextval('tries') < 3 THEN RAISE 'connection to the remote node failed' USING ERRCODE = '08006';"
+        " END IF; END$$",
+        "CREATE EVENT TRIGGER unreached ON ddl_command_start WHEN TAG IN ('CREATE TABLE')"
+        " EXECUTE FUNCTION unreached()",
+        "UPDATE partition_config SET premake = 1",
+    )
+    result = ensure(sa.create_engine(engine.url.set(drivername=f"postgresql+{driver}")))
+    assert (len(result.created), result.error) == (1, None)
+    assert scalar(engine, "SELECT last_value FROM tries") == 3
+    run(engine, "ALTER SEQUENCE tries RESTART WITH -1000", "UPDATE partition_config SET premake = 2")
+    with engine.connect() as connection:
+        (result,) = maintenance.ensure(connection, give_up_at=time.monotonic() + 0.5).results
+    assert "connection to the remote node failed" in str(result.error), "it is no lock"
 
 
 def test_a_partition_of_it_is_detached_plainly_and_dropped_later(engine: Engine) -> None:

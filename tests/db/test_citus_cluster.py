@@ -302,6 +302,25 @@ def test_a_lock_on_a_shard_is_given_up_within_our_bound(engine: Engine) -> None:
     assert len(ensure(engine).created) == 1
 
 
+def test_a_worker_that_is_not_reached_is_tried_again_and_named_in_the_end(engine: Engine) -> None:
+    """The coordinator believes that one of its workers is somewhere else."""
+    distribute(engine)
+    run(engine, "UPDATE partition_config SET premake = 3")
+    node, port = rows(engine, "SELECT nodeid, nodeport FROM pg_dist_node WHERE groupid > 0 LIMIT 1")[0]
+    astray = "UPDATE pg_dist_node SET nodeport = {} WHERE nodeid = {}"
+    run(engine, astray.format(1, node))
+    try:
+        with engine.connect() as connection:
+            (result,) = maintenance.ensure(connection, give_up_at=time.monotonic() + 1).results
+        assert "connection to the remote node" in str(result.error)
+        mending = threading.Timer(2, run, (engine, astray.format(port, node)))
+        mending.start()
+        assert len(ensure(engine).created) == 1
+        mending.join()
+    finally:
+        run(engine, astray.format(port, node))
+
+
 def test_writers_on_shards_go_on_beside_a_try_that_has_to_wait(engine: Engine) -> None:
     """A reader holds a shard that ATTACH can have all the same; DETACH, which cannot, gives way."""
     distribute(engine, rules=policy(retention="3 days"))
