@@ -102,8 +102,13 @@ class Refusal(Enum):
         " as a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile"
     )
     DISTRIBUTED = (
-        "Citus has distributed it, and rows of a DEFAULT partition are not moved between shards; move them by"
-        " hand: INSERT INTO a table of their own, DELETE, repair, and INSERT INTO the table again"
+        "Citus keeps it otherwise than by the hash of a column, or with triggers, so no partition can be made"
+        " to fit before it is attached; move its rows by hand: INSERT INTO a table of their own, DELETE,"
+        " repair, and INSERT INTO the table again"
+    )
+    TOO_MANY = (
+        "more rows than one transaction moves, and those of a distributed table cannot be gathered batch by"
+        " batch; repair with a larger --batch while nobody reads it"
     )
     UNDRAINABLE = "the DEFAULT partition is partitioned itself, foreign or has rules; move its rows by hand"
     OUTSIDE = (

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from alembic_partitions import catalog, maintenance
+from alembic_partitions import catalog, executor, maintenance
 from alembic_partitions.conversion import convert, unpartition
 from alembic_partitions.errors import ConversionRefused, NotCoordinatorError, SplitRefused
 from alembic_partitions.maintenance import Orders, TableResult
@@ -83,6 +83,14 @@ def pretend(engine: Engine, *tables: str) -> None:
         " AS 'BEGIN RETURN NULL; END'",
         "CREATE OR REPLACE FUNCTION pg_catalog.citus_total_relation_size(regclass, boolean) RETURNS bigint"
         " LANGUAGE sql AS 'SELECT 4711'",
+        "CREATE OR REPLACE FUNCTION pg_catalog.column_to_column_name(regclass, text) RETURNS text"
+        " LANGUAGE sql AS 'SELECT $2'",
+        "CREATE OR REPLACE FUNCTION pg_catalog.create_distributed_table("
+        "regclass, text, colocate_with text) RETURNS void LANGUAGE sql AS ''",
+        "SET allow_system_table_mods = on",
+        "CREATE TABLE IF NOT EXISTS pg_catalog.pg_dist_partition"
+        ' (logicalrelid regclass, partmethod "char", partkey text)',
+        *(f"INSERT INTO pg_dist_partition VALUES ('{name}', 'h', 'id')" for name in tables),
         *(
             f"CREATE TRIGGER truncate_trigger AFTER TRUNCATE ON {name}"
             " EXECUTE FUNCTION citus_truncate_trigger()"
@@ -152,7 +160,9 @@ def test_a_worker_that_is_not_reached_is_tried_again(engine: Engine, driver: str
         " EXECUTE FUNCTION unreached()",
         "UPDATE partition_config SET premake = 1",
     )
-    result = ensure(sa.create_engine(engine.url.set(drivername=f"postgresql+{driver}")))
+    result = ensure(
+        sa.create_engine(engine.url.set(drivername=f"postgresql+{driver}"), poolclass=sa.NullPool)
+    )
     assert (len(result.created), result.error) == (1, None)
     assert scalar(engine, "SELECT last_value FROM tries") == 3
     run(engine, "ALTER SEQUENCE tries RESTART WITH -1000", "UPDATE partition_config SET premake = 2")
@@ -311,17 +321,70 @@ def test_open_ends_take_what_lies_beyond(engine: Engine) -> None:
     assert {p.name: counted[p.oid].count for p in found.partitions} == {"old": 2, "new": 2}
 
 
-def test_rows_of_a_default_partition_stay_where_they_are_and_repair_says_so(engine: Engine) -> None:
+def stranded(engine: Engine, count: int = 1) -> None:
+    """A distributed table with rows of one window in its DEFAULT partition."""
     declare(engine)
-    run(engine, "CREATE TABLE rest PARTITION OF odds DEFAULT")
-    run(engine, f"INSERT INTO odds (at) VALUES ('{days_from_now(20):%Y-%m-%d}')")
+    run(
+        engine,
+        "CREATE TABLE rest PARTITION OF odds DEFAULT",
+        f"INSERT INTO odds (at) SELECT '{days_from_now(-20):%Y-%m-%d}' FROM generate_series(1, {count})",
+    )
     pretend(engine, "odds")
+
+
+def test_rows_of_a_default_partition_move_to_one_that_is_distributed_first(engine: Engine) -> None:
+    stranded(engine, 9)
+    with engine.connect() as connection:
+        (planned,) = maintenance.plan_repair(connection)
+        printed = [line.rstrip(";") for line in planned.sql().splitlines() if not line.startswith("--")]
+        with listening(engine) as sent:
+            (result,) = maintenance.repair(connection).results
+    assert (result.moved, result.error) == (9, None)
+    assert [line for line in printed if line not in ("BEGIN", "COMMIT")] == [
+        s for s in sent.statements if s in printed
+    ]
+    (made,) = result.created
+    spread = f"SELECT create_distributed_table('public.{made}', 'id', colocate_with => 'public.odds')"
+    order = [printed.index(s) for s in (TELL, spread)]
+    order += [n for n, line in enumerate(printed) if line.startswith(("WITH moved", "ALTER TABLE"))]
+    assert order == sorted(order)
+    assert scalar(engine, f"SELECT count(*) FROM {made}") == 9
+    assert scalar(engine, "SELECT count(*) FROM rest") == 0
+
+
+def test_a_window_of_more_rows_than_one_transaction_moves_stays(engine: Engine) -> None:
+    stranded(engine, 9)
+    with engine.connect() as connection:
+        (result,) = maintenance.repair(connection, batch=8).results
+        assert (result.moved, result.error) == (0, None)
+        assert "larger --batch" in "".join(result.findings)
+        assert maintenance.repair(connection, batch=9).results[0].moved == 9
+
+
+def test_one_that_has_grown_beyond_that_meanwhile_waits_for_the_next_run(engine: Engine) -> None:
+    stranded(engine, 3)
+    grow = f"INSERT INTO odds (at) SELECT '{days_from_now(-20):%Y-%m-%d}' FROM generate_series(1, 9)"
+    with pytest.MonkeyPatch.context() as patch, engine.connect() as connection:
+        drain = executor.drain
+
+        def grown(*args: Any, **kw: Any) -> bool:
+            run(engine, grow)
+            return drain(*args, **kw)
+
+        patch.setattr(executor, "drain", grown)
+        (result,) = maintenance.repair(connection, batch=8).results
+    assert "too many" in str(result.error)
+    assert scalar(engine, "SELECT count(*) FROM rest") == 12
+
+
+def test_rows_stay_where_no_table_could_be_distributed_beside_its_parent(engine: Engine) -> None:
+    stranded(engine)
+    run(engine, "SET allow_system_table_mods = on", "UPDATE pg_dist_partition SET partmethod = 'n'")
     with engine.connect() as connection:
         (planned,) = maintenance.plan_repair(connection)
         (result,) = maintenance.repair(connection).results
-    assert "Citus has distributed it" in planned.sql()
     assert "WITH moved" not in planned.sql()
-    assert [told for told in result.findings if "public.rest: Citus has distributed it" in told]
+    assert [told for told in result.findings if told.startswith("public.rest: Citus keeps it")]
     assert (result.moved, result.error) == (0, None)
     assert result.proof is not None
     assert "no test row" in result.proof

@@ -434,6 +434,31 @@ def test_the_whole_of_maintenance_passes_and_nothing_is_left_to_do(engine: Engin
         assert planned.plan.steps == ()
 
 
+def test_rows_of_a_default_partition_move_to_windows_of_their_own(engine: Engine) -> None:
+    distribute(engine)
+    run(
+        engine,
+        "CREATE TABLE venues (id int PRIMARY KEY)",
+        "SELECT create_reference_table('venues')",
+        "INSERT INTO venues SELECT generate_series(0, 40)",
+        "ALTER TABLE odds ADD CONSTRAINT venue FOREIGN KEY (tenant) REFERENCES venues",
+        "CREATE TABLE rest PARTITION OF odds DEFAULT",
+        "INSERT INTO odds (at, tenant, note)"
+        f" SELECT timestamptz '{days_from_now(20)}' + g * interval '1 min', g % 41, 'n' || g"
+        " FROM generate_series(1, 3000) g",
+    )
+    everything = "SELECT tenant, id, at, note FROM odds ORDER BY 1, 2"
+    before = rows(engine, everything)
+    with engine.connect() as connection:
+        (result,) = maintenance.repair(connection).results
+    assert (result.moved, result.error) == (3000, None)
+    assert rows(engine, everything) == before
+    assert scalar(engine, "SELECT count(*) FROM rest") == 0
+    for name in result.created:
+        assert len(shards_of(engine, name)) == len(shards_of(engine, "odds"))
+    assert sum(scalar(engine, f"SELECT count(*) FROM {name}") for name in result.created) == 3000
+
+
 # -- looking -------------------------------------------------------------------------------------------
 
 
