@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alembic_partitions.plan import PARENT_LOCK_CLASS, PARTITION_MARK, CreatePartition, ManagedTable
+from alembic_partitions.plan import PARENT_LOCK_CLASS, PARTITION_MARK, CreatePartition
 
 from .elements import Element, bound_literal, do_block, qualified, quote, quoted_text
 
@@ -34,10 +34,10 @@ class OneShardAtATime(Element):
         return "SET LOCAL citus.multi_shard_modify_mode = 'sequential'"
 
 
-def distribution(table: ManagedTable) -> list[Element]:
-    """Return what a transaction that changes a table needs before its time-outs: nothing unless it is
-    distributed."""
-    return [TellWorkers(), OneShardAtATime()] if table.traits.distributed else []
+def distribution(distributed: bool) -> list[Element]:
+    """Return what a transaction that changes a table needs before its time-outs: nothing unless Citus has
+    distributed it."""
+    return [TellWorkers(), OneShardAtATime()] if distributed else []
 
 
 class PlainNames(Element):

@@ -39,7 +39,7 @@ def render(
     opening: list[ddl.Element] = [
         ddl.SetLockTimeout(turn_timeout_ms),
         ddl.LockParent(step.table.oid),
-        *ddl.distribution(step.table),
+        *ddl.distribution(step.table.traits.distributed),
         ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
     ]
     elements = [*opening, *ddl.partition_elements(step, user)]

@@ -88,7 +88,7 @@ def drain_script(drain: Drain, user: str | None = None) -> DrainScript:
         *beginning,
         *ending,
         lock_timeout_ms=TURN_TIMEOUT_MS,
-        table=step.table,
+        distributed=step.table.traits.distributed,
     )
     prepare = gather = None
     if drain.how is not Staged.AT_ONCE and source is not None:

@@ -105,7 +105,11 @@ def move_batches(step: MoveDetached) -> tuple[Batch, ...]:
     assert old.at is not None
     told = told_of(table, as_partition(old), (step.archive_schema, step.name), old.export)
     first = ddl.ConfirmDetached(*where, old.oid), ddl.MarkAgain(*where, told, old.at)
-    return (transaction(*first, *_move(*where, step.name, step.archive_schema), table=table),)
+    return (
+        transaction(
+            *first, *_move(*where, step.name, step.archive_schema), distributed=table.traits.distributed
+        ),
+    )
 
 
 def fate_batches(step: ChangeFate) -> tuple[Batch, ...]:
@@ -113,7 +117,9 @@ def fate_batches(step: ChangeFate) -> tuple[Batch, ...]:
     old = step.detached
     where = old.schema, old.name
     mark = ddl.MarkDetached(*where, told_again(step.table, old))
-    return (transaction(ddl.ConfirmDetached(*where, old.oid), mark, table=step.table),)
+    return (
+        transaction(ddl.ConfirmDetached(*where, old.oid), mark, distributed=step.table.traits.distributed),
+    )
 
 
 def keep_batches(step: KeepPartition) -> tuple[Batch, ...]:
@@ -135,7 +141,7 @@ def drop_batches(step: DropDetached) -> tuple[Batch, ...]:
         transaction(
             confirm,
             Statement(ddl.DropKey(*where, key).sql(), f"ACCESS EXCLUSIVE on {other}"),
-            table=step.table,
+            distributed=step.table.traits.distributed,
         )
         for key, other, _ in old.keys
     ]
@@ -146,7 +152,7 @@ def drop_batches(step: DropDetached) -> tuple[Batch, ...]:
             confirm,
             *compare,
             ddl.DropTable(*where),
-            table=step.table,
+            distributed=step.table.traits.distributed,
         ),
     )
 
@@ -173,7 +179,13 @@ def restore_batches(step: RestoreDetached) -> tuple[Batch, ...]:
     )
     last = [ddl.DropProof(*home), ddl.DropLeftCheck(*home), ddl.MarkRestored(*home)]
     return (
-        transaction(ddl.SetStatementTimeout(0), confirm, ddl.DropProof(*where), proof, table=table),
+        transaction(
+            ddl.SetStatementTimeout(0),
+            confirm,
+            ddl.DropProof(*where),
+            proof,
+            distributed=table.traits.distributed,
+        ),
         _in_turn(step, ddl.SetStatementTimeout(0), confirm, *moved, *renamed, attach, *last),
     )
 
@@ -186,7 +198,10 @@ def restore(connection: Connection, step: RestoreDetached, give_up_at: float | N
             insist_on(connection, batch, step, give_up_at)
     except PartitionError:
         with suppress(DBAPIError):  # nothing of ours stays on it; where it does, the next try takes it away
-            apply(connection, transaction(ddl.DropProof(old.schema, old.name), table=step.table))
+            apply(
+                connection,
+                transaction(ddl.DropProof(old.schema, old.name), distributed=step.table.traits.distributed),
+            )
         raise
 
 
@@ -215,7 +230,9 @@ def _in_turn(
 ) -> Batch:
     """A transaction that begins when nobody else makes or removes partitions of the table."""
     opening = [ddl.LockParent(_oid(step)), ddl.SetLockTimeout(LOCK_TIMEOUT_MS)]
-    return transaction(*opening, *elements, lock_timeout_ms=TURN_TIMEOUT_MS, table=step.table)
+    return transaction(
+        *opening, *elements, lock_timeout_ms=TURN_TIMEOUT_MS, distributed=step.table.traits.distributed
+    )
 
 
 def insist_on(

@@ -14,7 +14,6 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from alembic_partitions import catalog, ddl
 from alembic_partitions.drivers import reason, sqlstate
 from alembic_partitions.errors import LockNotAvailable, WorkFailed
-from alembic_partitions.plan import ManagedTable
 from alembic_partitions.sessions import autocommit, pause
 
 #: Longest wait for a lock that others queue behind (a table at the other end of a foreign key).
@@ -67,14 +66,13 @@ def remark(text: str) -> str:
 def transaction(
     *elements: ddl.Element | Statement,
     lock_timeout_ms: int = LOCK_TIMEOUT_MS,
-    table: ManagedTable | None = None,
+    distributed: bool = False,
 ) -> Batch:
     """Return a transaction that waits for no lock longer than its time-out.
 
-    :param table: what it changes, where that may be distributed.
+    :param distributed: whether Citus has distributed what it changes.
     """
-    first = ddl.distribution(table) if table is not None else []
-    opening = [*first, ddl.SetLockTimeout(lock_timeout_ms)]
+    opening = [*ddl.distribution(distributed), ddl.SetLockTimeout(lock_timeout_ms)]
     return Batch(tuple(e if isinstance(e, Statement) else Statement(e.sql()) for e in (*opening, *elements)))
 
 

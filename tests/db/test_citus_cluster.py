@@ -533,6 +533,22 @@ def test_a_migration_declares_distributes_and_later_ones_go_on(
     assert scalar(engine, "SELECT to_regclass('odds')") is None
 
 
+def test_an_index_of_all_partitions_is_built_beside_writers(engine: Engine) -> None:
+    distribute(engine)
+    run(engine, WRITE)
+    table = sa.Table("odds", sa.MetaData(), sa.Column("note", sa.Text), schema="public")
+    index = sa.Index("odds_note", table.c.note)
+    with engine.connect() as connection:
+        maintenance.create_index(connection, index)
+        assert scalar(engine, "SELECT indisvalid FROM pg_index WHERE indexrelid = 'odds_note'::regclass")
+        valid = "SELECT count(*) FROM pg_index x WHERE x.indisvalid AND x.indrelid = '%s'::regclass"
+        for name in partitions(engine):
+            assert set(on_shards(engine, name, valid)) == {"2"}
+        maintenance.drop_index(connection, "public", "odds", "odds_note")
+    assert scalar(engine, "SELECT to_regclass('odds_note')") is None
+    assert set(on_shards(engine, partitions(engine)[0], valid)) == {"1"}
+
+
 def test_a_table_made_by_hand_is_adopted(engine: Engine) -> None:
     declare(engine, "bets")  # so that partition_config is there
     run(
