@@ -57,8 +57,7 @@ class ConfigurationError(PartitionError):
 
 class NotCoordinatorError(PartitionError):
     """This server is a worker of a Citus cluster, and tables are changed on its coordinator alone. Connect to
-    the coordinator: --url, DATABASE_URL, or ddl_url= where the application itself stays with a worker.
-    Nothing was done."""
+    the coordinator: --url, DATABASE_URL, ddl_url=. Nothing was done."""
 
 
 class NotManagedError(PartitionError, LookupError):
