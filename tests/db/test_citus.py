@@ -1,8 +1,6 @@
-"""Tables that Citus distributes: what plain PostgreSQL accepts too, and a real cluster where there is one.
+"""Tables that Citus distributes, on plain PostgreSQL: a few objects that bear Citus' names stand in for it.
 
-`ALEMBIC_PARTITIONS_TEST_CITUS` is the URL of a database on a coordinator with two workers or more, made for
-these tests: they drop every table in its schema public. Without it plain PostgreSQL stands in, with a few
-objects that bear Citus' names.
+What only a cluster can show is in test_citus_cluster.py.
 """
 
 from __future__ import annotations

@@ -157,6 +157,24 @@ def test_a_worker_is_refused(engine: Engine) -> None:
             maintenance.ensure(connection)
 
 
+def test_marks_that_undistribute_table_loses_come_back_by_adopting_again(engine: Engine) -> None:
+    _, *items = columns()[:-1]
+    rules = policy(retention="3 days")
+    declare(engine, "odds", rules, *items)
+    with operations(engine) as op:
+        op.create_partitions("odds", *past_and_future())
+    run(
+        engine,
+        "SELECT create_distributed_table('odds', 'tenant')",
+        "SELECT undistribute_table('odds')",
+        "SELECT create_distributed_table('odds', 'tenant')",
+    )
+    assert maintain(engine).detached == (), "without a mark it is not ours"
+    with operations(engine) as op:
+        op.adopt_partitioned_table("odds", rules, mark=True)
+    assert len(maintain(engine).detached) == 3
+
+
 # -- partitions made -----------------------------------------------------------------------------------
 
 
