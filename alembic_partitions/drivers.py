@@ -34,6 +34,12 @@ def connect_arguments(driver: str, given: Collection[str], connect_timeout: floa
     return {name: value for name, value in options.items() if name not in given}
 
 
+def takes_scripts(connection: Connection) -> bool:
+    """Tell whether a driver sends several statements as one message; asyncpg prepares each by itself."""
+    raw: Any = connection.connection.dbapi_connection
+    return hasattr(raw, "get_backend_pid") or hasattr(raw, "info")
+
+
 def session_parameter(connection: Connection, name: str) -> str | None:
     """Return a setting that PostgreSQL reports by itself, such as ``TimeZone``."""
     raw: Any = connection.connection.dbapi_connection

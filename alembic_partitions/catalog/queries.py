@@ -97,8 +97,8 @@ WHERE n.nspname = :schema AND t.typname = ANY (CAST(:names AS text[]))
 
 # What stands under two names right now: the partition about to be made, and its parent.
 STANDING = text("""
-SELECT EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-               WHERE n.nspname = :schema AND c.relname = :child) AS child,
+SELECT ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = :schema AND c.relname = ANY (CAST(:children AS text[]))) AS children,
        (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
         WHERE n.nspname = :schema AND c.relname = :parent) AS parent
 """)

@@ -235,10 +235,13 @@ def names_in_use(connection: Connection, schema: str, names: Collection[str]) ->
     return set(rows.scalars())
 
 
-def standing(connection: Connection, schema: str, child: str, parent: str) -> tuple[bool, int | None]:
-    """Tell whether a relation called ``child`` stands, and return the OID of ``parent``."""
-    row = connection.execute(queries.STANDING, {"schema": schema, "child": child, "parent": parent}).one()
-    return row.child, row.parent
+def standing(
+    connection: Connection, schema: str, children: Collection[str], parent: str
+) -> tuple[set[str], int | None]:
+    """Return which of ``children`` stand, as relations of any kind, and the OID of ``parent``."""
+    values = {"schema": schema, "children": list(children), "parent": parent}
+    row = connection.execute(queries.STANDING, values).one()
+    return set(row.children), row.parent
 
 
 def partitions_of(connection: Connection, table: ManagedTable) -> tuple[Partition, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, Text, literal, literal_column
+from sqlalchemy import ColumnElement, String, Text, literal_column
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.schema import ExecutableDDLElement
@@ -28,6 +28,8 @@ DIALECT.identifier_preparer.reserved_words = DIALECT.identifier_preparer.reserve
     "tablesample",
 }
 quote = DIALECT.identifier_preparer.quote
+_write_text = String().literal_processor(DIALECT)  # type: ignore[no-untyped-call]
+assert _write_text is not None
 
 
 class Element(ExecutableDDLElement):
@@ -52,7 +54,7 @@ def _compile(element: Element, compiler: DDLCompiler, **kw: Any) -> str:
 
 def quoted_text(value: str) -> str:
     """Write a text as a literal."""
-    return str(literal(value, String()).compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
+    return str(_write_text(value))
 
 
 def text_literal(value: str) -> ColumnElement[str]:

@@ -80,6 +80,13 @@ class ResetBound(Element):
         return f"RESET {quote(self.name)}"
 
 
+class Rollback(Element):
+    """End a transaction that has failed, where its BEGIN was ours and not the driver's."""
+
+    def sql(self) -> str:
+        return "ROLLBACK"
+
+
 @dataclass(eq=False)
 class LockParent(Element):
     """One process at a time makes partitions of a parent; released with the transaction."""

@@ -18,6 +18,7 @@ from .copying import (
     Told,
 )
 from .creating import (
+    create_next,
     create_partition,
     render,
     script,
@@ -146,6 +147,7 @@ __all__ = [
     "copying_of",
     "copying_of_leaf",
     "copying_of_merge",
+    "create_next",
     "create_partition",
     "detach",
     "drain",

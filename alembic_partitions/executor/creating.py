@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Collection, Container
+from collections.abc import Collection, Container, Sequence
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, ddl
-from alembic_partitions.drivers import reason, sqlstate
+from alembic_partitions.drivers import reason, sqlstate, takes_scripts
 from alembic_partitions.errors import LockNotAvailable, StepFailed
 from alembic_partitions.plan import Coverage, CreatePartition, ManagedTable, Plan
-from alembic_partitions.sessions import pause
+from alembic_partitions.sessions import autocommit, pause
 
 from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, UNREACHED, Batch, Statement, remark, send
 from .statements import script as batches_script
@@ -25,6 +25,9 @@ from .statements import script as batches_script
 TURN_TIMEOUT_MS = 2_000
 #: The application_name under which tables are analyzed; what holds a lock by that name gives way.
 UPKEEP = "alembic-partitions upkeep"
+
+#: Partitions in one message: one round trip instead of six for each.
+AT_ONCE = 30
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
@@ -52,10 +55,74 @@ def render(
 def script(plan: Plan, user: str | None = None) -> str:
     """Return a plan as a script that psql runs, saying why each partition is made and whom it locks."""
     said = "".join(f"{remark(str(finding))}\n" for finding in plan.findings)
-    return said + "".join(
+    return said + _script_of(plan.steps, user)
+
+
+def _script_of(steps: Sequence[CreatePartition], user: str | None) -> str:
+    return "".join(
         batches_script([Batch(render(step, user))], f"{step.table.schema}.{step.name}: {step.reason.value}")
-        for step in plan.steps
+        for step in steps
     )
+
+
+def create_next(
+    connection: Connection,
+    steps: Sequence[CreatePartition],
+    *,
+    user: str | None = None,
+    give_up_at: float | None = None,
+) -> list[tuple[CreatePartition, bool]]:
+    """Make the first of some partitions of one table: as many as go in one message while nothing is in the
+    way, or else one, as :func:`create_partition` does and raises.
+
+    :param connection: not in a transaction.
+    :return: those that stand now, and whether it was us who made them.
+    """
+    several = steps[:AT_ONCE]
+    made = _at_once(connection, several, user) if len(several) > 1 and takes_scripts(connection) else 0
+    if made:
+        return [(step, True) for step in several[:made]]
+    return [(steps[0], create_partition(connection, steps[0], user=user, give_up_at=give_up_at))]
+
+
+def _at_once(connection: Connection, steps: Sequence[CreatePartition], user: str | None) -> int:
+    """Send partitions in one message, as :func:`script` prints them, each a transaction of its own.
+
+    Return how many of the first have been made by us: it ends with the first that fails, for any reason.
+    """
+    table, names = steps[0].table, [step.name for step in steps]
+    with connection.begin():
+        stand, parent = catalog.standing(connection, table.schema, names, table.name)
+    if stand or parent != table.oid:
+        return 0
+    try:
+        with autocommit(connection):
+            try:
+                send(connection, Statement(_script_of(steps, user)))
+            except DBAPIError:
+                if not connection.invalidated:
+                    send(connection, Statement(ddl.Rollback().sql()))
+                raise
+    except DBAPIError as error:
+        if connection.invalidated:
+            raise StepFailed(table=str(table), partition=names[0], reason=reason(error)) from error
+        return _made_before(connection, steps, error)
+    return len(steps)
+
+
+def _made_before(connection: Connection, steps: Sequence[CreatePartition], error: DBAPIError) -> int:
+    """Return how many of the first were made before the one that failed.
+
+    Where a competitor was faster, what stands may be his: the name that the server tells, in whatever
+    language, is that of the first which is not ours.
+    """
+    names = [step.name for step in steps]
+    with connection.begin():
+        stand, _ = catalog.standing(connection, steps[0].table.schema, names, steps[0].table.name)
+    if sqlstate(error) in LOST_RACE:
+        told = [name for name in names if name in str(error.orig)]
+        stand -= {max(told, key=len)} if told else stand
+    return next((number for number, name in enumerate(names) if name not in stand), len(names))
 
 
 def create_partition(
@@ -137,7 +204,7 @@ def _attempt(connection: Connection, step: CreatePartition, user: str | None, tu
         for statement in statements[:3]:
             send(connection, statement)
         # Ours is the turn now: a competitor may just have finished the same partition.
-        stands, parent = catalog.standing(connection, step.table.schema, step.name, step.table.name)
+        stands, parent = catalog.standing(connection, step.table.schema, [step.name], step.table.name)
         if parent != step.table.oid:
             raise StepFailed(
                 table=str(step.table),

@@ -14,7 +14,7 @@ from alembic_partitions.periods import Period, Window
 from alembic_partitions.plan import ManagedTable, Plan, plan_windows, refused
 from alembic_partitions.sessions import own_transactions
 
-from .ensuring import Work, make_step, result_of, snapshot_of, with_free_names
+from .ensuring import Work, make, result_of, snapshot_of, with_free_names
 from .history import record, written_down_if_stopped
 from .reports import Report, TablePlan
 from .settings import clock
@@ -94,9 +94,8 @@ def make_ahead(
 
         with written_down_if_stopped(connection, snapshot, "create", so_far):
             for work in works:
-                for step in work.plan.steps:
-                    made = make_step(connection, step, work, snapshot.user, None, None)
-                    if made and progress is not None:
+                for step in make(connection, work.plan.steps, work, snapshot.user):
+                    if progress is not None:
                         progress(f"{step.table}: made {step.name}")
         report = so_far()
         record(connection, snapshot, "create", report)
@@ -114,13 +113,13 @@ def _planned(
         _check(found)
         windows = ahead.of(found, now)
 
-        def make(
+        def fitting(
             taken: Container[str], found: ManagedTable = found, windows: Sequence[Window] = windows
         ) -> Plan:
             return plan_windows(found, windows, taken)
 
         with connection.begin():
-            plans.append(with_free_names(connection, make))
+            plans.append(with_free_names(connection, fitting))
     return snapshot, tuple(TablePlan(str(p.table), p, snapshot.user, now) for p in plans)
 
 

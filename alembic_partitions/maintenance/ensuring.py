@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
@@ -152,9 +152,8 @@ def _make_all(
         todo = [(work, steps) for work, steps in todo if steps]
         for number, (work, steps) in enumerate(todo):
             patience = _share(give_up_at, len(todo) - number)
-            for step in steps:
-                if make_step(connection, step, work, user, give_up_at, patience):
-                    tell(f"{work.plan.table}: made {step.name}")
+            for step in make(connection, steps, work, user, give_up_at, patience):
+                tell(f"{work.plan.table}: made {step.name}")
 
 
 def with_free_names(connection: Connection, make: Callable[[Container[str]], Plan]) -> Plan:
@@ -234,27 +233,35 @@ def _share(give_up_at: float | None, tables: int) -> float | None:
     return now + max(give_up_at - now, 0) / tables
 
 
-def make_step(
+def make(
     connection: Connection,
-    step: CreatePartition,
+    steps: Sequence[CreatePartition],
     work: Work,
     user: str,
-    give_up_at: float | None,
-    patience: float | None,
-) -> bool:
-    """Make one partition, unless its table has failed already or time is up; return whether that was done."""
-    if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
-        work.missing.append(step)
-        return False
-    try:
-        if executor.create_partition(connection, step, user=user, give_up_at=patience):
-            work.created.append(step.name)
-            return True
-    except (PartitionError, DBAPIError) as error:
-        work.missing.append(step)
-        work.error = str(error) if isinstance(error, PartitionError) else reason(error)
-        logger.warning("partitions of %s: %s", step.table, work.error)
-    return False
+    give_up_at: float | None = None,
+    patience: float | None = None,
+) -> Iterator[CreatePartition]:
+    """Make partitions of a table until one fails or time is up; yield each that was made, and by us.
+
+    :param give_up_at: ``time.monotonic()`` after which none is begun.
+    :param patience: the same for another try of one whose locks are not to be had.
+    """
+    left = list(steps)
+    while left:
+        if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
+            work.missing += left
+            return
+        try:
+            done = executor.create_next(connection, left, user=user, give_up_at=patience)
+        except (PartitionError, DBAPIError) as error:
+            work.error = str(error) if isinstance(error, PartitionError) else reason(error)
+            logger.warning("partitions of %s: %s", work.plan.table, work.error)
+            continue
+        del left[: len(done)]
+        for step, by_us in done:
+            if by_us:
+                work.created.append(step.name)
+                yield step
 
 
 def result_of(work: Work) -> TableResult:

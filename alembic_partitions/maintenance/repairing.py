@@ -184,11 +184,11 @@ class _Work:
 
     def _fill_gaps(self) -> None:
         steps = self.plan.gaps.steps
-        for number, step in enumerate(steps, start=1):
-            if executor.create_partition(self.connection, step, user=self.plan.user):
-                self.created.append(step.name)
-            self.filled = number
-            self.progress(str(self.plan.table), "windows", number, len(steps))
+        while self.filled < len(steps):
+            done = executor.create_next(self.connection, steps[self.filled :], user=self.plan.user)
+            self.created += [step.name for step, by_us in done if by_us]
+            self.filled += len(done)
+            self.progress(str(self.plan.table), "windows", self.filled, len(steps))
 
     def _drain(self) -> None:
         table, total = str(self.plan.table), sum(drain.rows for drain in self.plan.drains)

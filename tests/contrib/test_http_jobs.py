@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine
 
-from alembic_partitions import locks, maintenance
+from alembic_partitions import executor, locks, maintenance
 from alembic_partitions.contrib import calls
 from alembic_partitions.contrib.http import jobs, looks, probes
 from alembic_partitions.maintenance import creating, ensuring
+from alembic_partitions.plan import CreatePartition
 from tests.apps import days_from_now
 from tests.contrib.web import API, Web, engine_for, mounted
 from tests.databases import Database
@@ -155,20 +156,21 @@ class Gate:
     def __init__(self) -> None:
         self.reached = threading.Event()
         self.on = threading.Event()
-        self._real = ensuring.make_step
+        self._real = ensuring.make
 
-    def __call__(self, *args: Any) -> bool:
-        made = self._real(*args)
-        self.reached.set()
-        assert self.on.wait(60)
-        return made
+    def __call__(self, *args: Any) -> Iterator[CreatePartition]:
+        for made in self._real(*args):
+            self.reached.set()
+            assert self.on.wait(60)
+            yield made
 
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     made = Gate()
-    monkeypatch.setattr(creating, "make_step", made)
-    monkeypatch.setattr(ensuring, "make_step", made)
+    monkeypatch.setattr(executor.creating, "AT_ONCE", 1)  # what goes in one message is one step
+    monkeypatch.setattr(creating, "make", made)
+    monkeypatch.setattr(ensuring, "make", made)
     yield made
     made.on.set()
 
@@ -229,9 +231,9 @@ def test_no_more_jobs_are_remembered_than_fifty(engine: Engine, monkeypatch: pyt
 def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
     site: Web, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, made = ensuring.make_step, []
+    real, made = executor.create_partition, []
 
-    def make_step(side: Connection, step: Any, *args: Any) -> bool:
+    def create_partition(side: Connection, step: CreatePartition, **kw: Any) -> bool:
         made.append(step.name)
         if len(made) == 2:
             run(
@@ -239,9 +241,10 @@ def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()",
             )
-        return real(side, step, *args)
+        return real(side, step, **kw)
 
-    monkeypatch.setattr(creating, "make_step", make_step)
+    monkeypatch.setattr(executor.creating, "AT_ONCE", 1)
+    monkeypatch.setattr(executor, "create_partition", create_partition)
     before = partitions(engine)
     job = site.done("create", {"table": "odds", "count": 5})
     assert job["status"] == "failed"

@@ -204,8 +204,11 @@ def test_open_readers_and_writers_of_the_parent_do_not_hold_us_up(engine: Engine
     assert scalar(engine, "SELECT count(*) FROM odds") == 2
 
 
-def test_nothing_is_sent_that_could_wait_without_a_lock_timeout(engine: Engine, ours: Engine) -> None:
+def test_nothing_is_sent_that_could_wait_without_a_lock_timeout(
+    engine: Engine, ours: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     declare(engine)
+    monkeypatch.setattr(creating, "AT_ONCE", 1)  # several are sent as the text of these
     run(engine, "DROP TABLE odds_2026_04_05, odds_2026_04_06")
     patience: list[tuple[str, str]] = []
 
