@@ -331,7 +331,7 @@ def test_a_worker_that_is_not_reached_is_tried_again_and_named_in_the_end(engine
     run(engine, astray.format(1, node))
     try:
         with engine.connect() as connection:
-            (result,) = maintenance.ensure(connection, give_up_at=time.monotonic() + 1).results
+            (result,) = maintenance.ensure(connection, give_up_at=time.monotonic() + 5).results
         assert "connection to the remote node" in str(result.error)
         mending = threading.Timer(2, run, (engine, astray.format(port, node)))
         mending.start()
