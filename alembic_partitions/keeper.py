@@ -6,12 +6,14 @@ the purpose. No look takes longer than ``wait``, and none takes the application 
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import random
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -34,7 +36,7 @@ from .health import WARN_DAYS, Health
 from .keys import is_encoded
 from .knowledge import Knowledge, Known
 from .periods import KeyValue
-from .plan import CreatePartition, plan_rows
+from .plan import CreatePartition, ManagedTable, plan_rows
 from .sessions import Turn, dedicated_engine, side_connection
 from .standing import survey
 
@@ -48,6 +50,9 @@ _inside: ContextVar[bool] = ContextVar("alembic_partitions_inside", default=Fals
 
 # After a look that failed the next one comes sooner than ``refresh``, in seconds; doubling.
 _SOON = 10.0
+# The next look comes by chance between this share of ``refresh`` and all of it: processes that a deploy, or a
+# server that has come back, set in step would go on asking all at once.
+_EARLIEST = 0.75
 # How long, in seconds, what goes on going wrong is not logged again.
 _REPEAT = 60.0
 # How long a pending window is left alone after a try in vain, in seconds, doubling.
@@ -93,6 +98,8 @@ class Keeper:
                 field="on_error", problem=f"{on_error!r} is unknown", remedy='Use "log" or "raise".'
             )
         self.knowledge = Knowledge()
+        # By parent OID, of what is known; see catalog.partition_states.
+        self._states: dict[int, catalog.State] = {}
         #: What :meth:`start` has begun, a ``contrib.schedule.Schedule``.
         self.schedule: Any = None
         self._engine = engine
@@ -103,6 +110,7 @@ class Keeper:
         self._ddl_engine = None if ddl_url is None else _ddl_engine(engine, ddl_url, self._wait)
         self._turn = Turn(engine.dialect.is_async)
         self._due = 0.0
+        self._has_connected = False
         self._soon = _SOON / 2
         self._pending: dict[int, set[KeyValue]] = {}
         # Threads or tasks that were told to come back.
@@ -252,14 +260,14 @@ class Keeper:
             if not ours or time.monotonic() < self._due:
                 return
             try:
-                with self._guarded(), self._side() as side:
+                # At the start of an application all its processes may want a connection at once.
+                with self._guarded(), self._side(0.0 if self.has_looked else give_up_at) as side:
                     self._look(side, give_up_at)
             finally:
                 # What stays wrong is looked at less and less often, down to ``refresh``.
                 self._soon = min(self._soon * 2, self._refresh) if self._error else _SOON / 2
-                self._due = time.monotonic() + (
-                    min(self._soon, self._refresh) if self._error else self._refresh
-                )
+                pause = min(self._soon, self._refresh) if self._error else self._refresh
+                self._due = time.monotonic() + pause * random.uniform(_EARLIEST, 1)
 
     def look(
         self,
@@ -346,7 +354,7 @@ class Keeper:
     def _settle_table(self, known: Known, keys: set[KeyValue], give_up_at: float, came_back: bool) -> None:
         try:
             # Others' windows: whose transaction begins or ends here must not be told of a failure.
-            with self._guarded(may_raise=False), self._side() as side:
+            with self._guarded(may_raise=False), self._side_to_make(known, give_up_at) as side:
                 self._make_windows(side, known, keys, give_up_at, _FOR_COMPETITORS if came_back else 0.0)
             self._back_off = _FIRST_BACK_OFF
         except LockNotAvailable as error:
@@ -465,8 +473,8 @@ class Keeper:
         # Where DEFAULT takes the rows there is no need to wait, and no limit to enforce.
         default = known.table.has_default
         try:
-            with self._guarded(), self._side() as side:
-                until, grace = (time.monotonic(), 0.0) if default else (give_up_at, _FOR_COMPETITORS)
+            until, grace = (time.monotonic(), 0.0) if default else (give_up_at, _FOR_COMPETITORS)
+            with self._guarded(), self._side_to_make(known, until) as side:
                 self._make_windows(side, known, keys, until, grace)
         except (LockNotAvailable, KeyOutsideLimits, WindowRangeError) as error:
             if default:
@@ -525,7 +533,29 @@ class Keeper:
             home = maintenance.config_schema(side, self._schema)
             if home is None:
                 logger.info("there is no partition_config yet; the next look is in %g s", self._refresh)
-            self.knowledge.learn(catalog.read_snapshot(side, home).tables if home is not None else ())
+                self.knowledge.learn(())
+                return
+            tables = catalog.read_snapshot(side, home, partitions=False).tables
+            states = catalog.partition_states(side, tables)
+            self.knowledge.learn(self._with_partitions(side, tables, states))
+            self._states = states
+
+    def _with_partitions(
+        self, side: Connection, tables: Sequence[ManagedTable], states: Mapping[int, catalog.State]
+    ) -> list[ManagedTable]:
+        """Return tables with their partitions; those that have not changed need not be read once more."""
+        before = {
+            oid: known.table
+            for oid, state in states.items()
+            if self._states.get(oid) == state and (known := self.knowledge.by_oid(oid)) is not None
+        }
+        changed = iter(catalog.with_partitions(side, [t for t in tables if t.oid not in before]))
+        return [
+            dataclasses.replace(t, partitions=same.partitions, key_type=same.key_type)
+            if t.oid is not None and (same := before.get(t.oid)) is not None
+            else next(changed)
+            for t in tables
+        ]
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:
@@ -533,8 +563,25 @@ class Keeper:
             yield ours
 
     @contextmanager
-    def _side(self) -> Iterator[Connection]:
-        with side_connection(self.ddl_engine) as side:
+    def _side(self, give_up_at: float = 0.0) -> Iterator[Connection]:
+        with side_connection(self.ddl_engine, give_up_at) as side:
+            self._has_connected = True
+            yield side
+
+    @contextmanager
+    def _side_to_make(self, known: Known, give_up_at: float) -> Iterator[Connection]:
+        """Open a side connection for an insert's sake.
+
+        :raises LockNotAvailable: it was to be had before, but is not now: many processes may want one.
+        """
+        with ExitStack() as stack:
+            try:
+                side = stack.enter_context(self._side(give_up_at))
+            except Exception as error:
+                if not self._has_connected:
+                    raise
+                why = f"no connection to make it on is to be had ({_told(error)})"
+                raise LockNotAvailable(table=str(known.table), reason=why) from error
             yield side
 
     def _complain(self, what: str) -> None:

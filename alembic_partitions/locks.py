@@ -67,7 +67,7 @@ class HeldLock:
         self.exclusive = False
         self._session = sessions.side_engine(engine).connect()
         try:
-            self._session.execution_options(isolation_level="READ COMMITTED")
+            sessions.set_level(self._session, "READ COMMITTED")
             self.database = str(self._session.scalar(select(func.current_database())))
         except BaseException:
             self._session.close()

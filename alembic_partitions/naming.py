@@ -5,16 +5,34 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container
 
+from .errors import PolicyError
+
 # PostgreSQL cuts identifiers at NAMEDATALEN - 1 *bytes*, silently (manual, section 4.1.1).
 MAX_IDENTIFIER_BYTES = 63
 
 
+def is_text(value: str) -> bool:
+    """Tell whether PostgreSQL can be told ``value`` at all: it knows no zero byte and no lone surrogate."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:
+        return False
+
+
 def fits(identifier: str) -> bool:
     """Tell whether PostgreSQL keeps ``identifier`` whole."""
-    try:
-        return len(identifier.encode()) <= MAX_IDENTIFIER_BYTES
-    except UnicodeEncodeError:  # a lone surrogate is no text
-        return False
+    return is_text(identifier) and len(identifier.encode()) <= MAX_IDENTIFIER_BYTES
+
+
+def check_text(field: str, value: str | None) -> None:
+    """Refuse a name that PostgreSQL cannot even be asked for.
+
+    :raises PolicyError: it has a zero byte or a lone surrogate.
+    """
+    if value is not None and not is_text(value):
+        raise PolicyError(
+            field=field, problem=f"{value!a} is no text of PostgreSQL's", remedy="Correct the name."
+        )
 
 
 def partition_name(table: str, suffix: str, taken: Container[str] = ()) -> str:

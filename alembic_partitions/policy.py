@@ -19,7 +19,7 @@ from sqlalchemy.sql.compiler import IdentifierPreparer
 from sqlalchemy.util import immutabledict
 
 from .errors import PolicyError
-from .naming import fits
+from .naming import check_text, fits, is_text
 from .periods import INTERVALS, WEEKDAYS, Grid, Interval, KeyType, Period, changes_clocks
 
 OnExpiry: TypeAlias = Literal["detach", "drop", "archive"]
@@ -40,6 +40,8 @@ BY_HAND = "by_hand"
 INFO_KEY = "alembic_partitions"
 
 _MAX_WINDOWS = 10_000
+# Characters of a value that an error shows.
+_LONGEST_SHOWN = 200
 _KEY_TYPES: Mapping[str, KeyType] = {
     "timestamp with time zone": "timestamptz",
     "timestamp without time zone": "timestamp",
@@ -252,6 +254,10 @@ class PartitionPolicy(SchemaItem):
             missing from the primary key or a unique constraint (PostgreSQL manual, section 5.12.2.3).
         """
         name = table.fullname
+        check_text("schema", table.schema)
+        check_text("table", table.name)
+        for any_column in table.columns:
+            check_text("column", any_column.name)
         if not fits(table.name):
             raise PolicyError(
                 field="key",
@@ -336,7 +342,16 @@ _Check: TypeAlias = Callable[[PartitionPolicy, str, Any], Any]
 
 
 def _refuse(field: str, value: object, expected: str) -> PolicyError:
-    return PolicyError(field=field, problem=f"{value!r} is not {expected}", remedy=f"Give {expected}.")
+    return PolicyError(field=field, problem=f"{_shown(value)} is not {expected}", remedy=f"Give {expected}.")
+
+
+def _shown(value: object) -> str:
+    """Write a value down for an error, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        return f"a {type(value).__name__} of that size"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:
@@ -348,7 +363,7 @@ def _refuse_unknown(fields: Mapping[str, Any]) -> None:
 
 
 def _identifier(policy: PartitionPolicy, name: str, value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value or not fits(value):
+    if not isinstance(value, str) or not value or not fits(value):
         raise _refuse(name, value, "a name of 1 to 63 bytes")
     return value
 
@@ -406,12 +421,19 @@ def _period(policy: PartitionPolicy, name: str, value: Any) -> str:
 
 def _storage_parameters(policy: PartitionPolicy, name: str, value: Any) -> Mapping[str, str]:
     items = value.items() if isinstance(value, Mapping) else None
+    expected = 'a mapping of storage parameters such as {"fillfactor": 70}'
     if items is None or not all(
         isinstance(k, str) and _STORAGE_PARAMETER.fullmatch(k) and isinstance(v, (str, int, float))
         for k, v in items
     ):
-        raise _refuse(name, value, 'a mapping of storage parameters such as {"fillfactor": 70}')
-    return immutabledict({k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in items})
+        raise _refuse(name, value, expected)
+    try:
+        texts = {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in items}
+    except ValueError:  # Python writes no whole number of more than 4300 digits
+        raise _refuse(name, value, expected) from None
+    if not all(map(is_text, texts.values())):
+        raise _refuse(name, value, expected)
+    return immutabledict(texts)
 
 
 def _flag(policy: PartitionPolicy, name: str, value: Any) -> bool:

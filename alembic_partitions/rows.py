@@ -146,9 +146,9 @@ def key_values(
     convert = _ASYNCPG if asyncpg else _PSYCOPG
     found = []
     for value in values:
-        with suppress(
-            OverflowError
-        ):  # at the ends of the calendar there is no room for another zone's clocks
+        # At the ends of the calendar there is no room for another zone's clocks; of the host's own, Python
+        # says so by ValueError.
+        with suppress(OverflowError, ValueError):
             parsed = _parsed(value, key_type)
             if asyncpg and key_type == "timestamptz" and type(parsed) is date and host_zone is not None:
                 parsed = datetime.combine(parsed, time(), host_zone())

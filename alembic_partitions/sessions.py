@@ -10,17 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 from .drivers import connect_arguments
+
+# How long a server that has refused a connection is left alone at first, in seconds; doubling.
+_FIRST_WAIT = 0.1
 
 
 def side_engine(engine: Engine) -> Engine:
@@ -52,14 +57,93 @@ def dedicated_engine(engine: Engine, url: str | URL, connect_timeout: float) -> 
 
 
 @contextmanager
-def side_connection(engine: Engine) -> Iterator[Connection]:
+def side_connection(engine: Engine, give_up_at: float = 0.0) -> Iterator[Connection]:
     """Open a connection of :func:`side_engine` for the length of a ``with`` block.
 
     At READ COMMITTED, whatever the application's own level: in AUTOCOMMIT a transaction of ours would be
     none, and above READ COMMITTED it would not see what a competitor has just committed.
+
+    :param give_up_at: ``time.monotonic()`` until which a server that refuses is asked again: all its
+        connections may be taken for a moment.
     """
-    with side_engine(engine).connect() as connection:
-        yield connection.execution_options(isolation_level="READ COMMITTED")
+    with _connected(side_engine(engine), give_up_at) as connection:
+        set_level(connection, "READ COMMITTED")
+        with kept_at(connection, "READ COMMITTED"):
+            yield connection
+
+
+def set_level(connection: Connection, level: str) -> None:
+    """Set the isolation level, for which a driver may send something.
+
+    :raises sqlalchemy.exc.OperationalError: it could not, in place of the driver's own error, which
+        SQLAlchemy lets through here; the connection is invalidated then, as after a statement.
+    """
+    try:
+        connection.execution_options(isolation_level=level)
+    except connection.dialect.loaded_dbapi.Error as error:
+        connection.invalidate(error)
+        told = f"(isolation level {level})"
+        raise OperationalError(told, None, error, connection_invalidated=True) from error
+
+
+@contextmanager
+def kept_at(connection: Connection, level: str) -> Iterator[None]:
+    """Have whatever connection is opened in the stead of one that has died be at the same isolation level."""
+    at = connection.connection.dbapi_connection
+
+    def again(connection: Connection) -> None:
+        nonlocal at
+        opened = connection.connection.dbapi_connection
+        if opened is not at:
+            set_level(connection, level)
+            at = opened
+
+    event.listen(connection, "begin", again)
+    try:
+        yield
+    finally:
+        event.remove(connection, "begin", again)
+
+
+@contextmanager
+def at_level(connection: Connection, level: str, before: str) -> Iterator[None]:
+    """Be at an isolation level, and afterwards again at the one before.
+
+    :param connection: not in a transaction.
+    """
+    set_level(connection, level)
+    try:
+        yield
+    except BaseException:
+        with suppress(SQLAlchemyError):  # what went wrong is what to tell
+            _back(connection, before)
+        raise
+    _back(connection, before)
+
+
+def _level(connection: Connection) -> str:
+    told = connection.get_execution_options().get("isolation_level") or connection.default_isolation_level
+    return told or "READ COMMITTED"
+
+
+def _back(connection: Connection, level: str) -> None:
+    if connection.in_transaction():  # SQLAlchemy's own; the server may know of none
+        connection.rollback()
+    if not connection.invalidated:  # one that is opened in its stead is at the engine's own
+        set_level(connection, level)
+
+
+def _connected(engine: Engine, give_up_at: float) -> Connection:
+    wait = _FIRST_WAIT
+    while True:
+        try:
+            return engine.connect()
+        except Exception:  # a driver raises its own, unwrapped, while it connects
+            left = give_up_at - time.monotonic()
+            if left <= 0:
+                raise
+        pause(engine, min(random.uniform(wait / 2, wait), left))
+        wait *= 2
 
 
 @contextmanager
@@ -68,14 +152,8 @@ def autocommit(connection: Connection) -> Iterator[None]:
 
     :param connection: not in a transaction.
     """
-    before = connection.get_execution_options().get("isolation_level")
-    connection.execution_options(isolation_level="AUTOCOMMIT")
-    try:
+    with at_level(connection, "AUTOCOMMIT", _level(connection)):
         yield
-    finally:
-        if connection.in_transaction():  # SQLAlchemy's own; the server knows of none
-            connection.rollback()
-        connection.execution_options(isolation_level=before or connection.default_isolation_level)
 
 
 def in_autocommit(connection: Connection) -> bool:
@@ -91,16 +169,12 @@ def own_transactions(connection: Connection) -> Iterator[None]:
 
     :param connection: not in a transaction.
     """
-    before = connection.get_execution_options().get("isolation_level") or connection.default_isolation_level
-    before = "AUTOCOMMIT" if in_autocommit(connection) else before
-    connection.execution_options(isolation_level="READ COMMITTED")
-    try:
+    before = "AUTOCOMMIT" if in_autocommit(connection) else _level(connection)
+    with at_level(connection, "READ COMMITTED", before), kept_at(connection, "READ COMMITTED"):
         yield
-    finally:
-        connection.execution_options(isolation_level=before)
 
 
-def pause(connection: Connection, seconds: float) -> None:
+def pause(connection: Connection | Engine, seconds: float) -> None:
     """Sleep without stalling the event loop that an async driver's connection runs in."""
     if connection.dialect.is_async:
         await_only(asyncio.sleep(seconds))

@@ -113,7 +113,8 @@ def partition_state(part: Partition, runway: Runway | None, marks: bool = True) 
         state.append("pending")
     elif runway is not None:
         window = runway.window
-        if part in runway.expired:
+        # By the cut-off: to look among ten thousand that are expired takes half a minute in all.
+        if part.upper is not None and runway.cutoff is not None and part.upper <= runway.cutoff:
             state.append("expired")
         elif part.upper is not None and part.upper <= window.begin:
             state.append("past")

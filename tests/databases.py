@@ -84,10 +84,11 @@ class Databases:
         with self.admin() as connection:
             connection.execute(text(f"CREATE DATABASE {self._template} TEMPLATE template0 ENCODING 'UTF8'"))
 
-    def clone(self) -> Database:
-        name = f"{self.prefix}_{secrets.token_hex(5)}"
+    def clone(self, of: str | None = None, name: str | None = None) -> Database:
+        """Make a database: an empty one, or a copy of one that nobody is connected to."""
+        name, template = name or f"{self.prefix}_{secrets.token_hex(5)}", of or self._template
         with self.admin() as connection:
-            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {self._template} STRATEGY file_copy"))
+            connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy"))
             if connection.scalar(text("SHOW TimeZone")) != TIME_ZONE:
                 connection.execute(text(f"ALTER DATABASE {name} SET TimeZone = '{TIME_ZONE}'"))
         return Database(self.server.set(database=name), self.version)

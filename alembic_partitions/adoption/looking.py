@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, select
 from alembic_partitions import catalog, maintenance
 from alembic_partitions.catalog import Child, Shape
 from alembic_partitions.errors import AdoptionRefused
+from alembic_partitions.naming import check_text
 from alembic_partitions.plan import (
     ManagedTable,
     PartmanSet,
@@ -137,6 +138,7 @@ def managed_place(connection: Connection, name: str) -> tuple[str, str] | None:
 
 
 def _place(connection: Connection, name: str) -> tuple[str | None, str]:
+    check_text("table", name)
     found = catalog.meant(connection, name).table_schema
     if found is None and "." in name:
         schema, _, plain = name.partition(".")

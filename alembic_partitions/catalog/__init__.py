@@ -23,6 +23,7 @@ from .belongings import (
     read_ends,
     read_parts,
 )
+from .changes import State, partition_states
 from .children import (
     family_of,
     indexes_of,
@@ -140,6 +141,7 @@ __all__ = [
     "Shape",
     "Snapshot",
     "StandingIndex",
+    "State",
     "TableKey",
     "analyzed",
     "blockers",
@@ -174,6 +176,7 @@ __all__ = [
     "partition_figures",
     "partition_levels",
     "partition_marks",
+    "partition_states",
     "partitioned_tables",
     "partitions_of",
     "read_belongings",

@@ -128,9 +128,9 @@ JOIN needed ON needed.relation = l.relation AND l.mode = ANY (needed.conflicts)
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 WHERE l.locktype = 'relation' AND l.granted AND coalesce(l.pid = pg_backend_pid(), false) = :ours
   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-  -- Whoever has the turn to make partitions of it is no blocker, but done in a moment; a migration, whose
-  -- transaction goes on, is one.
-  AND NOT (a.xact_start > clock_timestamp() - interval '3 s'
+  -- Whoever has the turn to make partitions of it is no blocker, but done in a moment, though it may have
+  -- stood in the queue for 2 s before; a migration, whose transaction goes on, is one.
+  AND NOT (a.xact_start > clock_timestamp() - interval '5 s'
            AND EXISTS (SELECT FROM pg_locks t WHERE t.pid = l.pid AND t.locktype = 'advisory' AND t.granted
                        AND t.classid = CAST(:turn AS oid) AND t.objid = CAST(:parent AS oid)))
 ORDER BY a.xact_start, l.pid

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Row
 from alembic_partitions import keys
 from alembic_partitions.compare import Relation
 from alembic_partitions.errors import ConfigurationError, NotCoordinatorError
+from alembic_partitions.naming import check_text
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import (
     CONFIG_ADDED,
@@ -122,7 +123,10 @@ def read_snapshot(
 
     :param tables: only those of these names, plain or ``schema.name``.
     :param partitions: ``False`` reads none: one statement, and :func:`with_partitions` can follow.
+    :raises PolicyError: no name of PostgreSQL's can be like one of ``tables``.
     """
+    for name in tables or ():
+        check_text("table", name)
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
     named = [name for name in names if name not in CONFIG_ADDED]

@@ -158,8 +158,12 @@ def create_partition(
             code = sqlstate(error)
             if code in LOST_RACE:
                 return _verified(connection, step, error)
-            if code not in TRY_AGAIN or (code == UNREACHED and time.monotonic() + wait > deadline):
-                raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+            failed = StepFailed(table=str(step.table), partition=step.name, reason=reason(error))
+            if code not in TRY_AGAIN:
+                raise failed from error
+        # At a midnight that many meet at once the window is there long before the last of them has its turn.
+        if _made_meanwhile(connection, step):
+            return False
         holders = _holders(connection, step)
         _refuse_if_hopeless(holders, step, callers)
         if any(holder.application == UPKEEP for holder in holders):
@@ -167,7 +171,7 @@ def create_partition(
                 catalog.cancel_upkeep(connection, step.table.oid or 0, UPKEEP)
         # With nobody in the way but competitors, the window is a moment from being there.
         if time.monotonic() + wait > deadline + (0 if holders else grace):
-            raise _not_available(holders, step)
+            raise failed if code == UNREACHED else _not_available(holders, step)
         pause(connection, random.uniform(wait / 2, wait))
         wait = min(wait * 2, _LONGEST_PAUSE)
 
@@ -224,10 +228,14 @@ def _covered(connection: Connection, step: CreatePartition) -> bool:
 
 def _verified(connection: Connection, step: CreatePartition, error: DBAPIError) -> bool:
     """A lost race is success when the catalog shows the window covered."""
-    with connection.begin():
-        if _covered(connection, step):
-            return False
+    if _made_meanwhile(connection, step):
+        return False
     raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+
+
+def _made_meanwhile(connection: Connection, step: CreatePartition) -> bool:
+    with connection.begin():
+        return _covered(connection, step)
 
 
 def attach_locks(table: ManagedTable) -> str:

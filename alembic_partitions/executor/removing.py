@@ -36,6 +36,9 @@ from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, alone, app
 
 #: Longest wait for those who use a partition that is being detached concurrently; nobody queues behind it.
 DETACH_TIMEOUT_MS = 5_000
+#: The same for FINALIZE, which keeps others from making partitions while it waits for older snapshots. One of
+#: those may itself wait for a partition: between two tries it is made.
+FINALIZE_TIMEOUT_MS = 500
 
 _FOREIGN_KEY_VIOLATION = "23503"
 _DOING: Mapping[type, str] = {
@@ -78,7 +81,8 @@ def detach_batches(step: DetachPartition) -> tuple[Batch, ...]:
         # Whoever began it may have left no mark; one that is there must not be lost: it tells the CHECKs.
         begin = [] if part.is_leaving else [_in_turn(step, ddl.MarkDetaching(*where, told))]
     waits = f"SHARE UPDATE EXCLUSIVE on {table}, then ACCESS EXCLUSIVE on {part.schema}.{part.name}"
-    middle = alone(Statement(detach.sql(), waits), lock_timeout_ms=DETACH_TIMEOUT_MS)
+    patience = FINALIZE_TIMEOUT_MS if step.how is How.FINALIZE else DETACH_TIMEOUT_MS
+    middle = alone(Statement(detach.sql(), waits), lock_timeout_ms=patience)
     return (*begin, middle, after)
 
 
@@ -280,7 +284,7 @@ def _concurrently(
             raise LockNotAvailable(table=str(step.table), reason="; ".join(map(str, slow)))
     while state not in ("detached", "gone"):
         if state == "pending":
-            batch = alone(finalize, lock_timeout_ms=DETACH_TIMEOUT_MS)
+            batch = alone(finalize, lock_timeout_ms=FINALIZE_TIMEOUT_MS)
         try:
             apply(connection, batch)
             return

@@ -152,6 +152,8 @@ def _differences(connection: Connection, table: ManagedTable) -> tuple[list[Mend
         with connection.begin_nested():
             family = catalog.read_family(connection, table)
     except DBAPIError as error:
+        if error.connection_invalidated:  # then nothing else can be read in this transaction either
+            raise
         return [], [Finding(Refusal.UNCOMPARED, f"{table} ({reason(error)})")]
     return differences(*family)
 

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from alembic_partitions import catalog
 from alembic_partitions.errors import ConfigurationError, SettingError
+from alembic_partitions.naming import check_text
 from alembic_partitions.periods import iso_time
 
 if TYPE_CHECKING:  # a web process does not pay for Alembic
@@ -50,6 +51,7 @@ def config_home(migration: MigrationContext) -> str | None:
     ``None`` stands for the default schema of the migration's connection.
     """
     told = os.environ.get(SCHEMA_VARIABLE)
+    check_text(SCHEMA_VARIABLE, told)
     if not told and migration.config is not None:
         told = migration.config.get_alembic_option(SCHEMA_OPTION)
     return told or migration.version_table_schema
@@ -58,10 +60,12 @@ def config_home(migration: MigrationContext) -> str | None:
 def config_schema(connection: Connection, schema: str | None) -> str | None:
     """Return where partition_config lives: as told, as the environment says, or by our mark.
 
+    :raises PolicyError: no name of PostgreSQL's can be like that.
     :raises ConfigurationError: it is not where it was told to be, but elsewhere; or see
         :func:`catalog.find_config`.
     """
     told = schema or os.environ.get(SCHEMA_VARIABLE) or None
+    check_text("schema", told)
     found = catalog.find_config(connection, told, bounded=True)
     elsewhere = catalog.config_schemas(connection) if found is None else []
     if elsewhere:

@@ -135,7 +135,7 @@ class UnadoptPartitionedTableOp(MigrateOperation):
 @Operations.implementation_for(AdoptPartitionedTableOp)
 def _adopt(operations: Operations, operation: AdoptPartitionedTableOp) -> None:
     adopt(
-        door_of(operations),
+        door_of(operations, operation.schema, operation.table_name),
         operation.schema,
         operation.table_name,
         operation.policy,
@@ -147,7 +147,9 @@ def _adopt(operations: Operations, operation: AdoptPartitionedTableOp) -> None:
 
 @Operations.implementation_for(UnadoptPartitionedTableOp)
 def _unadopt(operations: Operations, operation: UnadoptPartitionedTableOp) -> None:
-    unadopt(door_of(operations), operation.schema, operation.table_name)
+    unadopt(
+        door_of(operations, operation.schema, operation.table_name), operation.schema, operation.table_name
+    )
 
 
 @renderers.dispatch_for(AdoptPartitionedTableOp)

@@ -185,7 +185,7 @@ def _beside(
     operations: Operations, schema: str | None, table: str, verb: str
 ) -> Iterator[tuple[Connection, str, str]]:
     """Open a connection beside the migration's, and tell the schema of the table and of our own two."""
-    door = door_of(operations)
+    door = door_of(operations, schema, table)
     if door.connection is None:
         raise ConversionRefused(
             table=table,

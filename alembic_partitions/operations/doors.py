@@ -11,13 +11,21 @@ from sqlalchemy import Connection, false, func, select
 
 from alembic_partitions import maintenance
 from alembic_partitions.declare import Door
+from alembic_partitions.naming import check_text
 from alembic_partitions.sessions import in_autocommit, side_connection
 
 _CARRIED = ("search_path", "role")
 
 
-def door_of(operations: Operations) -> Door:
-    """Return where the statements of a migration go."""
+def door_of(operations: Operations, schema: str | None = None, *names: str | None) -> Door:
+    """Return where the statements of a migration go.
+
+    :param names: of tables and indexes that it speaks of.
+    :raises PolicyError: no name of PostgreSQL's can be like one of them, or like ``schema``.
+    """
+    check_text("schema", schema)
+    for name in names:
+        check_text("name", name)
     migration = operations.migration_context
     return Door(
         execute=operations.execute,

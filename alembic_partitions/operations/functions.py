@@ -73,7 +73,7 @@ class DropPartitionFunctionsOp(MigrateOperation):
 
 @Operations.implementation_for(CreatePartitionFunctionsOp)
 def _create_functions(operations: Operations, operation: CreatePartitionFunctionsOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema)
     home = ensure_our_tables(door)
     for element in ddl.function_elements(operation.schema, home):
         door.execute(element)
@@ -81,7 +81,7 @@ def _create_functions(operations: Operations, operation: CreatePartitionFunction
 
 @Operations.implementation_for(DropPartitionFunctionsOp)
 def _drop_functions(operations: Operations, operation: DropPartitionFunctionsOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema)
     home = door.home
     door.execute(ddl.DropFunctions(operation.schema if operation.schema is not None else home, home))
 

@@ -202,7 +202,7 @@ class DropPartitionedIndexOp(DropIndexOp):
 
 @Operations.implementation_for(CreatePartitionedIndexOp)
 def _create_partitioned_index(operations: Operations, operation: CreatePartitionedIndexOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema, operation.index_name, operation.table_name)
     if door.connection is None or not operation.concurrently:
         if operation.concurrently:
             _remark(door, "CREATE INDEX", operation, "nobody can write to the table meanwhile")
@@ -228,7 +228,7 @@ def _create_partitioned_index(operations: Operations, operation: CreatePartition
 
 @Operations.implementation_for(DropPartitionedIndexOp)
 def _drop_partitioned_index(operations: Operations, operation: DropPartitionedIndexOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema, operation.index_name, operation.table_name)
     if door.connection is None or not operation.concurrently:
         if operation.concurrently:
             _remark(door, "DROP INDEX", operation, "it waits for all who use the table, and others for it")

@@ -68,7 +68,7 @@ class AlterPartitionPolicyOp(MigrateOperation):
 
 @Operations.implementation_for(AlterPartitionPolicyOp)
 def _alter_partition_policy(operations: Operations, operation: AlterPartitionPolicyOp) -> None:
-    door, changes = door_of(operations), dict(operation.changes)
+    door, changes = door_of(operations, operation.schema, operation.table_name), dict(operation.changes)
     if "key" in changes:
         raise PolicyError(
             field="key",

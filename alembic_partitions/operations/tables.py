@@ -165,7 +165,7 @@ class DropPartitionedTableOp(DropTableOp):
 
 @Operations.implementation_for(CreatePartitionedTableOp)
 def _create_partitioned_table(operations: Operations, operation: CreatePartitionedTableOp) -> Table:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema, operation.table_name)
     policy, table = operation.policy, operation.to_table(operations.migration_context)
     key_type = policy.check_table(table)
     home = ensure_our_tables(door)
@@ -177,7 +177,7 @@ def _create_partitioned_table(operations: Operations, operation: CreatePartition
 
 @Operations.implementation_for(DropPartitionedTableOp)
 def _drop_partitioned_table(operations: Operations, operation: DropPartitionedTableOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema, operation.table_name)
     home = ensure_our_tables(door)
     schema = door.schema_of(operation.schema, operation.table_name)
     free_others(door, operation.schema, operation.table_name)

@@ -12,6 +12,7 @@ from alembic.operations import MigrateOperation, Operations
 from alembic_partitions import catalog, ddl, maintenance
 from alembic_partitions.declare import managed, run_steps
 from alembic_partitions.errors import PolicyError, WindowRangeError
+from alembic_partitions.naming import check_text
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import ManagedTable, Plan, plan_windows, windows_between
 from alembic_partitions.policy import PartitionPolicy
@@ -103,7 +104,7 @@ class DropPartitionsOp(CreatePartitionsOp):
 
 @Operations.implementation_for(CreatePartitionsOp)
 def _create_partitions(operations: Operations, operation: CreatePartitionsOp) -> None:
-    door = door_of(operations)
+    door = door_of(operations, operation.schema, operation.table_name)
     connection = door.connection
     if connection is None:
         found = _offline_table(operation)
@@ -163,7 +164,10 @@ def _offline_table(operation: CreatePartitionsOp) -> ManagedTable:
 
 @Operations.implementation_for(DropPartitionsOp)
 def _drop_partitions(operations: Operations, operation: DropPartitionsOp) -> None:
-    operations.execute(ddl.DropEmptyPartitions(operation.schema, operation.table_name, operation.made_by))
+    door = door_of(operations, operation.schema, operation.table_name)
+    for name, moment in (("start", operation.start), ("stop", operation.stop)):
+        check_text(name, _iso(moment))  # drivers end a statement at a zero byte
+    door.execute(ddl.DropEmptyPartitions(operation.schema, operation.table_name, operation.made_by))
 
 
 def _iso(moment: KeyValue | str) -> str:

@@ -48,8 +48,9 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
             wanted.append((window, Reason.AHEAD, distance))
     except WindowRangeError as error:
         findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
+    oldest = cutoff(policy, grid, now)
     try:
-        window, oldest = current, cutoff(policy, grid, now)
+        window = current
         for distance in range(1, policy.lookback + 1):
             window = grid.before(window)
             if oldest is not None and window.end <= oldest:
@@ -57,7 +58,7 @@ def plan_horizon(table: ManagedTable, now: datetime, taken: Container[str] = ())
             wanted.append((window, Reason.BEHIND, distance))
     except WindowRangeError as error:
         findings.append(Finding(Refusal.OUT_OF_RANGE, str(error)))
-    steps, more = _fill(table, wanted, taken)
+    steps, more = _fill(table, wanted, taken, oldest=oldest)
     return Plan(
         table,
         tuple(sorted(steps, key=lambda s: s.distance)),
@@ -194,8 +195,13 @@ def _fill(
     wanted: Sequence[tuple[Window, Reason, int]],
     taken: Container[str],
     made_by: str = "ensure",
+    oldest: KeyValue | None = None,
 ) -> tuple[list[CreatePartition], list[Finding]]:
-    """Cut what exists out of the wanted windows; each piece left is a step."""
+    """Cut what exists out of the wanted windows; each piece left is a step.
+
+    :param oldest: what ends before it is expired, so retention would remove it again: nothing is made there
+        for the sake of ``lookback``.
+    """
     neighbours = _bounded(table)
     used = _Names(taken, {p.name for p in table.partitions})
     steps, findings = [], dict[str, Finding]()
@@ -214,6 +220,8 @@ def _fill(
             begin = window.end if part.upper is None else max(begin, part.upper)
         if begin < window.end:
             steps.append(_step(table, window, begin, window.end, reason, distance, used, made_by))
+    if oldest is not None:
+        steps = [step for step in steps if step.reason is not Reason.BEHIND or step.upper > oldest]
     if steps and table.has_default:
         findings[""] = Finding(Refusal.DEFAULT, str(table))
     return steps, [*map(_off_the_grid, _runs(p for p in neighbours if p.name in odd)), *findings.values()]

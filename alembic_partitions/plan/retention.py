@@ -8,6 +8,7 @@ It is dropped later, if at all, once ``grace`` has passed since.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -192,12 +193,10 @@ class _Line:
     def passed(self, lower: KeyValue | None, upper: KeyValue | None) -> bool:
         if self.at is None or upper is None or upper > self.at:
             return False
-        if self._on_grid(lower, upper):
-            return upper <= self.at
-        try:
-            return upper + _MARGIN <= self.at
-        except OverflowError:
-            return False
+        with suppress(OverflowError):  # the margin reaches beyond the calendar
+            if upper + _MARGIN <= self.at:
+                return True
+        return self._on_grid(lower, upper)
 
     def _on_grid(self, lower: KeyValue | None, upper: KeyValue) -> bool:
         try:
@@ -216,10 +215,9 @@ def _halves(
 ) -> Iterator[DetachPartition | KeepPartition]:
     """What a run that was cut off, or a time-out, has left half-way."""
     for part in table.partitions:
-        past = line.passed(part.lower, part.upper)
         if part.detach_pending and part.is_ours and not in_progress:
-            yield _detach(table, part, taken, How.FINALIZE, not past)
-        elif part.is_leaving and not part.detach_pending and not past:
+            yield _detach(table, part, taken, How.FINALIZE, not line.passed(part.lower, part.upper))
+        elif part.is_leaving and not part.detach_pending and not line.passed(part.lower, part.upper):
             yield KeepPartition(table, part)
     for old in detached:
         if old.at is None:

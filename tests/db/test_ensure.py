@@ -20,8 +20,11 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from alembic_partitions import maintenance
+from alembic_partitions import ddl, maintenance
+from alembic_partitions.catalog import blockers
+from alembic_partitions.drivers import backend_pid
 from alembic_partitions.errors import ConfigurationError, SettingError
+from alembic_partitions.sessions import in_autocommit, side_connection
 from tests.databases import Database, Databases, Roles
 from tests.db.test_operations import OTHERWISE, half_detach
 from tests.postgres import Server
@@ -629,6 +632,31 @@ def test_a_competitor_who_has_not_committed_is_waited_for_and_not_for_ever(
     assert ensure(engine).results[0] == maintenance.TableResult("public.odds")
 
 
+def test_a_window_that_is_there_is_not_waited_for(engine: Engine, short_of_today: Engine) -> None:
+    """Others still stand before us in the queue of those who make partitions, though it is made."""
+    oid = scalar(engine, "SELECT CAST('odds'::regclass AS oid)")
+    queue = ddl.LockParent(oid).sql()
+    with short_of_today.connect() as competitor:
+        competitor.execute(text(queue))
+        with meanwhile(engine, queue, lambda: run(short_of_today, MINE)):
+            (result,) = ensure(engine, give_up_at=time.monotonic() + 0.3).results
+    assert result == maintenance.TableResult("public.odds")
+
+
+def test_a_competitor_who_has_stood_in_the_queue_is_none_in_the_way(
+    engine: Engine, short_of_today: Engine
+) -> None:
+    """Its transaction began before its turn came; a migration's, which is in the way, goes on for longer."""
+    oid = scalar(engine, "SELECT CAST('odds'::regclass AS oid)")
+    with short_of_today.connect() as competitor, engine.connect() as other:
+        competitor.execute(text("SELECT pg_sleep(3.1)"))
+        competitor.execute(text(ddl.LockParent(oid).sql()))
+        competitor.execute(text("LOCK TABLE ONLY odds IN SHARE UPDATE EXCLUSIVE MODE"))
+        assert blockers(other, oid) == []
+        competitor.execute(text("SELECT pg_sleep(2)"))
+        assert [found.mode for found in blockers(other, oid)] == ["ShareUpdateExclusiveLock"]
+
+
 def test_a_competitor_who_commits_in_time_costs_nothing(engine: Engine, short_of_today: Engine) -> None:
     with short_of_today.connect() as competitor:
         competitor.execute(text("CREATE TABLE odds_2026_04_05 (LIKE odds INCLUDING ALL EXCLUDING IDENTITY)"))
@@ -667,6 +695,35 @@ def test_turns_are_taken_by_the_oid_not_by_the_name(engine: Engine) -> None:
         (lock,) = [s for s in statements(plan(engine, tables=["racing.odds"])[0].sql()) if "advisory" in s]
         holder.execute(text(lock.removesuffix(";")))
         assert ensure(engine, tables=["public.odds"]).created == 1
+
+
+# -- a connection that dies --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aside", [False, True], ids=["a connection", "a side connection"])
+def test_what_is_opened_for_a_connection_that_died_is_at_no_autocommit_of_the_engines(
+    engine: Engine, driver: str, database: Database, aside: bool
+) -> None:
+    for name in ("a", "b"):
+        declare(engine, name)
+        run(engine, *(f"DROP TABLE {part}" for part in partitions(engine, name)))
+    own = create_engine(database.driver_url(driver), poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    died: list[int] = []
+    levels: set[bool] = set()
+
+    def kill(connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if "CREATE TABLE" in statement:
+            levels.add(in_autocommit(connection))
+            if not died:
+                died.append(backend_pid(connection))
+                run(engine, f"SELECT pg_terminate_backend({died[0]}, 10000)")
+
+    with side_connection(own) if aside else own.connect() as connection:
+        event.listen(connection, "before_cursor_execute", kill)
+        first, second = (maintenance.ensure if aside else maintenance.maintain)(connection).results
+    assert first.error
+    assert (second.error, len(second.created)) == (None, 4)
+    assert levels == {False}
 
 
 # -- killed at any moment ------------------------------------------------------------------------------

@@ -229,6 +229,7 @@ TABLES: dict[str, tuple[str, dict[str, Any]]] = {
     "dates": ("date", {"timezone": "America/St_Johns", "retention": "1 week"}),
     "epochs": ("bigint", {"epoch": "ms", "timezone": "Asia/Kathmandu", "retention": "2 days"}),
     "uuids": ("uuid", {"interval": "month", "timezone": "UTC", "retention": "1 month", "max_drops": 1}),
+    "days_once": ("timestamptz", {"interval": "month", "retention": "1 month"}),
     "early": ("timestamptz", {"day_start": "06:30", "every": 2, "timezone": "America/Havana"}),
     "off": ("timestamptz", {"enabled": False}),
     'a%s "T" of a name that is longer than sixty-three bytes in all': (
@@ -258,6 +259,8 @@ def damage(engine: Engine) -> None:
             f'SET search_path = "{schema}"; CREATE TABLE odd PARTITION OF nz'
             " FOR VALUES FROM ('2026-04-09 07:00+00') TO ('2026-04-10 07:00:00.5+00')",
             f'SET search_path = "{schema}"; CREATE TABLE rest PARTITION OF dates DEFAULT',
+            f'SET search_path = "{schema}"; DROP TABLE days_once_2026_03; CREATE TABLE march'
+            " PARTITION OF days_once FOR VALUES FROM ('2026-03-03 11:00+00') TO ('2026-03-31 11:00+00')",
         )
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg2
@@ -78,6 +79,69 @@ def test_before_refresh_a_checkout_asks_nothing(database: Database, engine: Engi
         event.listen(app.engine, "do_connect", lambda *args: connected.append(args))
         app.connection(_nothing)
         assert not connected
+
+
+def test_a_later_look_does_not_read_again_what_has_not_changed(
+    database: Database, any_driver: str, engine: Engine
+) -> None:
+    declare(engine, "odds", nz_racing_day("at", premake=2))
+    with engine.begin() as connection:
+        for year in range(1900, 1980):
+            bounds = f"FROM ('{year}-01-01') TO ('{year}-02-01')"
+            connection.exec_driver_sql(f"CREATE TABLE old_{year} PARTITION OF odds FOR VALUES {bounds}")
+    read = list[int]()
+
+    def note(connection: Connection, cursor: Any, *args: Any) -> None:
+        read.append(max(cursor.rowcount, 0))
+
+    with running(database, any_driver, refresh="1 ms") as app:
+        app.connection(_nothing)
+        event.listen(Engine, "after_cursor_execute", note)
+        try:
+            time.sleep(0.002)
+            app.connection(_nothing)
+            unchanged, read[:] = sum(read), ()
+            _remake(engine, "old_1900", "1901-03-01", "1901-04-01")
+            app.connection(lambda c: _insert(c, datetime(1901, 3, 7, tzinfo=timezone.utc)))
+            app.connection(lambda c: _insert(c, datetime(1900, 1, 7, tzinfo=timezone.utc)))
+        finally:
+            event.remove(Engine, "after_cursor_execute", note)
+        assert unchanged < 40
+        assert sum(read) > 80
+    assert set(rows_by_partition(engine, "odds")) == {"old_1900", "odds_1900_01_07"}
+
+
+def _remake(engine: Engine, name: str, begin: str, end: str) -> None:
+    """Attach the same partition with other bounds."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE odds DETACH PARTITION {name}")
+        connection.exec_driver_sql(
+            f"ALTER TABLE odds ATTACH PARTITION {name} FOR VALUES FROM ('{begin}') TO ('{end}')"
+        )
+
+
+def test_processes_that_start_together_do_not_look_again_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, connected = [0.0], list[Any]()
+    monkeypatch.setattr("alembic_partitions.keeper.time", SimpleNamespace(monotonic=lambda: 1_000 + clock[0]))
+    engines = [sa.create_engine(database.url) for _ in range(12)]
+    for engine in engines:
+        keep(engine, refresh="100 s")
+        engine.connect().close()
+        event.listen(engine, "do_connect", lambda *args: connected.append(args))
+
+    looks = list[int]()
+    for now in (74.0, 80.0, 85.0, 90.0, 95.0, 100.0):
+        clock[0], before = now, len(connected)
+        for engine in engines:
+            engine.connect().close()
+        looks.append(len(connected) - before)
+    assert looks[0] == 0
+    assert max(looks) < 12
+    assert sum(looks) == 12
+    for engine in engines:
+        engine.dispose()
 
 
 def test_a_process_that_lives_past_midnight_does_not_run_out(
@@ -532,6 +596,61 @@ def test_there_is_no_fall_back_to_the_applications_role(
     assert "nobody_like_that" in str(health.error)
     assert "hunter2" not in caplog.text + str(health) + str(caught.value) + repr(app.keeper)
     assert len(partitions(engine, "odds")) == 4
+
+
+@pytest.fixture
+def crowded(engine: Engine, separated: tuple[sa.URL, sa.URL]) -> tuple[sa.URL, sa.URL]:
+    """The same two; of the owner there may be one connection at a time."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"ALTER ROLE {separated[0].username} CONNECTION LIMIT 1")
+    return separated
+
+
+def _taken(url: sa.URL) -> Any:
+    return psycopg2.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
+
+
+def test_a_connection_that_is_to_be_had_in_a_moment_is_waited_for(
+    database: Database, any_driver: str, engine: Engine, crowded: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = crowded
+    with running(database, any_driver, url=writer, ddl_url=owner, wait="5 s") as app:
+        app.connection(_nothing)
+        gone = threading.Timer(0.3, _taken(owner).close)
+        gone.start()
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        gone.join()
+        assert app.health().error is None
+    assert rows_by_partition(engine, "odds") == {_made_for(days_from_now(FAR)): 1}
+
+
+def test_so_it_is_for_the_first_look(
+    database: Database, any_driver: str, engine: Engine, crowded: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = crowded
+    _set(engine, "premake = 6")
+    gone = threading.Timer(0.3, _taken(owner).close)
+    with running(database, any_driver, url=writer, ddl_url=owner, wait="5 s", on_error="raise") as app:
+        gone.start()
+        app.connection(_nothing)
+        gone.join()
+    assert len(partitions(engine, "odds")) == 8
+
+
+def test_where_all_connections_stay_taken_the_transaction_is_run_again(
+    database: Database, any_driver: str, engine: Engine, crowded: tuple[sa.URL, sa.URL]
+) -> None:
+    owner, writer = crowded
+    with running(database, any_driver, url=writer, ddl_url=owner, wait="200 ms") as app:
+        app.connection(_nothing)
+        other = _taken(owner)
+        for _ in range(2):
+            with pytest.raises(PartitionPending, match=r"no connection .*too many connections"):
+                app.connection(lambda c: _insert(c, days_from_now(FAR)))
+        other.close()
+        time.sleep(0.1)
+        app.connection(lambda c: _insert(c, days_from_now(FAR)))
+    assert rows_by_partition(engine, "odds") == {_made_for(days_from_now(FAR)): 1}
 
 
 # -- names that mean different tables -------------------------------------------------------------------

@@ -409,3 +409,24 @@ def test_a_table_that_failed_is_an_exit_code(database: Database, engine: Engine)
     done = call("repair", *at(database))
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1] == "alembic-partitions: 1 of 1 tables failed: public.odds"
+
+
+# -- a connection that dies --------------------------------------------------------------------------------
+
+
+def test_a_connection_that_dies_while_partitions_are_compared_is_that_tables_error(engine: Engine) -> None:
+    emptied(engine, "a")
+    emptied(engine, "b")
+    own = create_engine(engine.url, poolclass=NullPool)
+    died: list[int] = []
+
+    def kill(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("SAVEPOINT") and not died:
+            died.append(connection.connection.dbapi_connection.get_backend_pid())  # type: ignore[union-attr]
+            run(engine, f"SELECT pg_terminate_backend({died[0]}, 10000)")
+
+    sa.event.listen(own, "after_cursor_execute", kill)
+    first, second = repair(own).results
+    assert died
+    assert first.error
+    assert (second.error, len(second.created)) == (None, 4)

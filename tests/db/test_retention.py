@@ -829,6 +829,29 @@ def test_a_mark_that_somebody_has_edited_stops_nothing(engine: Engine, clock: Cl
     assert (told.error, len(told.dropped)) == (None, 2)
 
 
+def test_a_connection_that_dies_as_it_leaves_autocommit_ends_no_other_step(
+    engine: Engine,
+) -> None:
+    """psycopg2 sends something then, and its own error would come up unwrapped."""
+    history(engine, "a")
+    history(engine, "b")
+    own = create_engine(engine.url, poolclass=NullPool)
+    died: list[int] = []
+
+    def kill(connection: sa.Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement == "RESET application_name" and not died:
+            died.append(connection.connection.dbapi_connection.get_backend_pid())  # type: ignore[union-attr]
+            run(engine, f"SELECT pg_terminate_backend({died[0]}, 10000)")
+
+    sa.event.listen(own, "after_cursor_execute", kill)
+    with own.connect() as connection:
+        first, second = maintenance.maintain(connection).results
+    assert died
+    assert (first.error, len(first.detached)) == (None, 3)
+    assert "statistics of a_2026_04_04 were left for the next run" in " ".join(first.findings)
+    assert (second.error, len(second.detached), len(second.tended)) == (None, 3, 4)
+
+
 def test_a_connection_that_dies_in_the_middle_ends_that_step_and_no_other_table(engine: Engine) -> None:
     history(engine, "a")
     history(engine, "b")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import pytest
@@ -13,8 +13,10 @@ import sqlalchemy as sa
 from sqlalchemy import Engine, NullPool, create_engine
 
 from alembic_partitions import maintenance
+from tests.apps import running
 from tests.clock import Clock
 from tests.databases import Database
+from tests.db.test_operations import half_detach
 from tests.tables import NOW, columns, declare, operations, partitions, policy, rows, run, scalar
 
 WRITERS = 8
@@ -74,6 +76,10 @@ class Writers:
             self.inserted += inserted
             self.deleted += deleted
             self.longest = max(self.longest, longest)
+
+
+ODDS = sa.table("odds", sa.column("at", sa.DateTime(timezone=True)))
+FINALIZING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FINALIZE'"
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +147,27 @@ def test_nobody_loses_a_row_while_partitions_go(
             f"\nretention {how}, {WRITERS} writers: the longest statement took {beside.longest * 1000:.0f} ms"
             f" ({beside.inserted:,} inserts), without {alone.longest * 1000:.0f} ms ({alone.inserted:,})"
         )
+
+
+def test_a_transaction_that_finalize_waits_for_gets_the_partition_that_it_needs(
+    database: Database, quiet: Engine, clock: Clock
+) -> None:
+    """FINALIZE keeps others from making partitions while it waits, here for the one who needs it."""
+    fill(quiet)
+    half_detach(quiet, "odds", "odds_2026_03_13")
+    maintaining = threading.Thread(target=maintain, args=(quiet,))
+
+    def write(connection: sa.Connection) -> None:
+        connection.execute(sa.insert(ODDS).values(at=NOW))
+        maintaining.start()
+        while not scalar(quiet, FINALIZING):
+            time.sleep(0.001)
+        connection.execute(sa.insert(ODDS).values(at=NOW + timedelta(days=20)))
+
+    with running(database, "psycopg2", engine_options={"isolation_level": "REPEATABLE READ"}) as app:
+        try:
+            app.connection(write)
+        finally:
+            maintaining.join()
+    assert partitions(quiet)[-1] == "odds_2026_04_25"
+    assert scalar(quiet, "SELECT count(*) FROM pg_inherits WHERE inhdetachpending") == 0

@@ -133,6 +133,20 @@ def test_a_window_that_retention_reaches_a_little_into_is_still_wanted() -> None
     assert bounds(plan) == [day(0), day(-1), day(-2)]
 
 
+def test_what_retention_has_taken_from_a_window_that_it_reaches_into_is_not_made_again() -> None:
+    # Days, once; by months since then. Those before 4 March are expired and gone, 4 to 31 March stand.
+    rest = part(utc("2026-03-03 11:00:00"), utc("2026-03-31 11:00:00"))
+    rules = policy(interval="month", premake=0, retention="1 month")
+    assert bounds(plan_horizon(table(rules, rest), NOW)) == [
+        (utc("2026-03-31 11:00:00"), utc("2026-04-30 12:00:00"))
+    ]
+    # What is kept still is made: of a window that nothing stands in, all.
+    assert bounds(plan_horizon(table(rules), NOW))[1] == (
+        utc("2026-02-28 11:00:00"),
+        utc("2026-03-31 11:00:00"),
+    )
+
+
 def test_a_date_key_has_whole_dates() -> None:
     plan = plan_horizon(table(key_type="date"), NOW)
     assert bounds(plan)[0] == (date(2026, 4, 5), date(2026, 4, 6))

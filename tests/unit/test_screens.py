@@ -372,6 +372,9 @@ def test_states() -> None:
     runway = runway_of(managed, NOW)
     first = managed.partitions[0]
     assert partition_state(first, runway) == ["expired"]
+    assert partition_state(managed.partitions[-1], runway) == ["ahead"]
+    assert runway is not None
+    assert partition_state(first, dataclasses.replace(runway, expired=())) == ["expired"]  # not searched
     assert partition_state(dataclasses.replace(first, detach_pending=True), runway) == ["pending"]
     assert partition_state(dataclasses.replace(first, mark=None), None) == ["by hand"]
     assert partition_state(dataclasses.replace(first, mark=None), None, marks=False) == []

@@ -210,6 +210,7 @@ DECLARE
   w record; taken text[]; suffix text; at timestamp; cuts timestamp[];
   zoned boolean := t ->> 'key_type' NOT IN ('timestamp', 'date');
   lowers timestamp[]; uppers timestamp[];
+  cutoff timestamp := _partition_cutoff(t, _partition_now() AT TIME ZONE 'UTC');
 BEGIN
   SELECT coalesce(array_agg(p.partition_name), '{}') INTO taken FROM _partition_parts(t) p;
   SELECT array_agg(p.lower), array_agg(p.upper) INTO lowers, uppers
@@ -232,6 +233,8 @@ BEGIN
       lower := cuts[2 * i - 1];
       upper := cuts[2 * i];
       distance := w.distance;
+      -- What a window before now has lost to retention stays away.
+      CONTINUE WHEN distance < 0 AND upper <= cutoff;
       suffix := CASE WHEN lower = w.lower THEN w.suffix
         WHEN t ->> 'key_type' = 'date' THEN to_char(lower, 'YYYY_MM_DD')
         ELSE to_char(lower, 'YYYY_MM_DD_HH24MISS')
