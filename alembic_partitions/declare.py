@@ -109,6 +109,9 @@ def run_steps(door: Door, planned: Plan) -> None:
         return
     # A migration may run as a mere member of the owner.
     user = door.connection.scalar(select(func.current_user()))
+    if planned.steps:
+        for element in ddl.distribution(planned.table.traits.distributed):
+            door.execute(element)
     for step in planned.steps:
         for element in ddl.partition_elements(step, user):
             door.execute(element)

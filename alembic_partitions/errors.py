@@ -55,6 +55,11 @@ class ConfigurationError(PartitionError):
     remedy: str
 
 
+class NotCoordinatorError(PartitionError):
+    """This server is a worker of a Citus cluster, and tables are changed on its coordinator alone. Connect to
+    the coordinator: --url, DATABASE_URL, ddl_url=. Nothing was done."""
+
+
 class NotManagedError(PartitionError, LookupError):
     """Table {table} has no row in partition_config, so there is no policy to act on. Declare it in a
     migration with op.create_partitioned_table() or op.adopt_partitioned_table(), or correct the name."""

@@ -55,6 +55,10 @@ SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.r
        END AS replica_identity,
        (SELECT i.relname FROM pg_class i WHERE i.oid = x.indexrelid) AS replica_index,
        EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid) AS is_subscribed,
+       -- Citus' own, on each of its tables.
+       EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
+               AND f.pronamespace = 'pg_catalog'::regnamespace) AS is_distributed,
        pg_has_role(c.relowner, 'USAGE') AS is_owned,
        has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(c.relowner, n.oid, 'CREATE')
            AS may_create,

@@ -21,7 +21,11 @@ SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.r
        r.indexrelid AS replica_index,
        (SELECT json_object_agg(a.attname, a.attstattarget)::text FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-          AND a.attstattarget >= 0) AS statistics
+          AND a.attstattarget >= 0) AS statistics,
+       -- Citus' own, on each of its tables.
+       EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
+               AND f.pronamespace = 'pg_catalog'::regnamespace) AS distributed
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident

@@ -73,6 +73,12 @@ SELECT c.relkind = 'r' AND NOT c.relhasrules AS is_plain,
 FROM pg_class c WHERE c.oid = CAST(:source AS oid)
 """)
 
+# The column that Citus distributes a table by; none where it keeps the table on all nodes, or on one.
+_DISTRIBUTED_BY = text("""
+SELECT column_to_column_name(d.logicalrelid, d.partkey) FROM pg_catalog.pg_dist_partition d
+WHERE d.logicalrelid = CAST(CAST(:parent AS oid) AS regclass) AND d.partmethod = 'h'
+""")
+
 # Tables that rows are gathered in: not partitions yet. Whoever owns a table may write any comment on it, so
 # the owner matters; and one with code of its own is none that we have made.
 _STAGINGS = text("""
@@ -149,6 +155,7 @@ def read_source(connection: Connection, managed: ManagedTable) -> Source | None:
     row = connection.execute(_SOURCE, {"parent": managed.oid, "source": default.oid}).one_or_none()
     if row is None:  # gone meanwhile
         return None
+    by = connection.execute(_DISTRIBUTED_BY, {"parent": managed.oid}) if managed.traits.distributed else None
     return Source(
         partition=default,
         is_plain=row.is_plain,
@@ -158,6 +165,8 @@ def read_source(connection: Connection, managed: ManagedTable) -> Source | None:
         foreign_keys=tuple(ForeignKey(name, told) for name, told in json.loads(row.foreign_keys or "[]")),
         incoming=tuple(json.loads(row.incoming or "[]")),
         publications=tuple(json.loads(row.publications or "[]")),
+        is_distributed=managed.traits.distributed,
+        distributed_by=None if by is None else by.scalar(),
     )
 
 

@@ -6,14 +6,15 @@ No role needs a right of its own to look: what it may not read is ``None``. Unde
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
     ColumnClause,
     Connection,
+    TextClause,
     column,
     exists,
     func,
@@ -28,7 +29,7 @@ from sqlalchemy.engine import Row
 from alembic_partitions.periods import KeyValue
 from alembic_partitions.plan import ManagedTable, Partition
 
-from .keys import printed_ends
+from .keys import key_array, key_column, printed_ends
 from .values import _value as key_value
 
 _RUNS = table(
@@ -59,6 +60,18 @@ FROM pg_inherits i
 JOIN pg_class c ON c.oid = i.inhrelid
 LEFT JOIN pg_partitioned_table p ON p.partdefid = c.oid
 LEFT JOIN pg_description d ON d.objoid = c.oid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0
+WHERE i.inhparent = ANY (CAST(:parents AS oid[])) AND (NOT :defaults OR p.partdefid IS NOT NULL)
+""")
+
+# What of that is to be told otherwise of a distributed table, which holds nothing itself: the size of its
+# shards (NULL where a worker does not tell), and whether a DEFAULT partition may be asked.
+_SHARD_FIGURES = text("""
+SELECT c.oid AS oid, citus_total_relation_size(c.oid, false) AS bytes,
+       CASE WHEN has_schema_privilege(c.relnamespace, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT')
+                 AND NOT row_security_active(c.oid) THEN 'readable' END AS default_is
+FROM pg_inherits i
+JOIN pg_class c ON c.oid = i.inhrelid
+LEFT JOIN pg_partitioned_table p ON p.partdefid = c.oid
 WHERE i.inhparent = ANY (CAST(:parents AS oid[])) AND (NOT :defaults OR p.partdefid IS NOT NULL)
 """)
 
@@ -136,14 +149,26 @@ def only_reading(connection: Connection) -> None:
 def partition_figures(
     connection: Connection, tables: Sequence[ManagedTable], defaults: bool = False
 ) -> dict[int, Figures]:
-    """Read what is known of the partitions of some tables, by OID, in one statement.
+    """Read what is known of the partitions of some tables, by OID, in one statement; in two where Citus has
+    distributed one.
 
     :param defaults: of DEFAULT partitions alone; the sizes of thousands take a while.
     """
-    parents = [t.oid for t in tables if t.problem is None and (t.has_default or not defaults)]
-    wanted = {"parents": parents, "defaults": defaults}
-    rows = connection.execute(_FIGURES, wanted) if parents else ()
-    return {row.oid: Figures(row.bytes, row.rows, row.analyzed, row.mark, row.default_is) for row in rows}
+    asked = [t for t in tables if t.problem is None and (t.has_default or not defaults)]
+
+    def read(query: TextClause, some: Sequence[ManagedTable]) -> Iterable[Row[Any]]:
+        wanted = {"parents": [t.oid for t in some], "defaults": defaults}
+        return connection.execute(query, wanted) if some else ()
+
+    found = {
+        row.oid: Figures(row.bytes, row.rows, row.analyzed, row.mark, row.default_is)
+        for row in read(_FIGURES, asked)
+    }
+    for row in read(_SHARD_FIGURES, [t for t in asked if t.traits.distributed]):
+        if row.oid in found:  # else it was made meanwhile
+            default_is = found[row.oid].default_is and row.default_is
+            found[row.oid] = replace(found[row.oid], bytes=row.bytes, rows=None, default_is=default_is)
+    return found
 
 
 def partition_marks(connection: Connection, oids: Collection[int]) -> dict[int, str]:
@@ -174,6 +199,8 @@ def counted_rows(connection: Connection, managed: ManagedTable) -> dict[int, Row
     """
     assert managed.policy is not None
     assert managed.key_type is not None
+    if managed.traits.distributed:
+        return _counted_by_bounds(connection, managed)
     key: ColumnClause[Any] = column(managed.policy.key)
     owner: ColumnClause[int] = column("tableoid")
     query = (
@@ -187,6 +214,32 @@ def counted_rows(connection: Connection, managed: ManagedTable) -> dict[int, Row
         oid = leaves.get(leaf, leaf)
         oldest, newest = (key_value(text, managed.key_type, upper=False) for text in printed)
         found[oid] = _together(found.get(oid, Rows()), Rows(count, oldest, newest))
+    return found
+
+
+def _counted_by_bounds(connection: Connection, managed: ManagedTable) -> dict[int, Rows]:
+    """Count the rows of a distributed table, whose ``tableoid`` is that of a shard."""
+    assert managed.policy is not None
+    assert managed.key_type is not None
+    parts = [part for part in managed.partitions if not part.detach_pending]
+    edges = sorted({end for p in parts for end in (p.lower, p.upper) if end is not None})
+    # The rows from the second edge up to the third are in bucket 2; those before the first in bucket 0.
+    buckets = {edge: number for number, edge in enumerate(edges, start=1)}
+    owners = {0 if p.lower is None else buckets[p.lower]: p.oid for p in parts if not p.is_default}
+    default = next((part.oid for part in parts if part.is_default), None)
+    key = key_column(managed.policy.key, managed.key_type)
+    bucket = func.width_bucket(key, key_array(edges, managed.key_type)).label("bucket")
+    rows = select(key, bucket).select_from(table(managed.name, key, schema=managed.schema)).subquery("rows")
+    ends = printed_ends(rows.c[managed.policy.key], managed.key_type)
+    query = select(rows.c.bucket, func.count(), *ends).group_by(rows.c.bucket)
+    found = {part.oid: Rows() for part in parts}
+    for number, count, *printed in connection.execute(query):
+        oid = owners.get(number, default)
+        oldest, newest = (
+            None if text is None else key_value(text, managed.key_type, upper=False) for text in printed
+        )
+        if oid is not None:
+            found[oid] = _together(found[oid], Rows(count, oldest, newest))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy import (
     column,
     func,
 )
-from sqlalchemy.dialects.postgresql import BIT
+from sqlalchemy.dialects.postgresql import ARRAY, BIT
 
 from alembic_partitions import keys
 from alembic_partitions.periods import KeyType, KeyValue
@@ -42,11 +42,22 @@ def key_column(name: str, key_type: KeyType) -> ColumnClause[Any]:
 
 def key_literal(value: KeyValue, key_type: KeyType, upper: bool = False) -> ColumnElement[Any]:
     """Return a key value as a parameter."""
-    # As text: each driver has its own idea of the year 1.
-    encoded = isinstance(value, datetime) and keys.is_encoded(key_type)
-    written = keys.bound_text(value, key_type, upper) if encoded else value.isoformat()  # type: ignore[arg-type]
-    text_value = bindparam(None, written, type_=Text(), unique=True)
+    text_value = bindparam(None, _written(value, key_type, upper), type_=Text(), unique=True)
     return cast(cast(text_value, Text()), _TYPES[keys.SQL_TYPES[key_type]])
+
+
+def key_array(values: Sequence[KeyValue], key_type: KeyType) -> ColumnElement[Any]:
+    """Return key values as one parameter."""
+    texts = [_written(value, key_type) for value in values]
+    parameter = bindparam(None, texts, type_=ARRAY(Text()), unique=True)
+    return cast(cast(parameter, ARRAY(Text())), ARRAY(_TYPES[keys.SQL_TYPES[key_type]]))
+
+
+def _written(value: KeyValue, key_type: KeyType, upper: bool = False) -> str:
+    # As text: each driver has its own idea of the year 1.
+    if isinstance(value, datetime) and keys.is_encoded(key_type):
+        return keys.bound_text(value, key_type, upper)
+    return value.isoformat()
 
 
 def printed_ends(key: ColumnElement[Any], key_type: KeyType) -> tuple[ColumnElement[str], ColumnElement[str]]:

@@ -9,19 +9,27 @@ from sqlalchemy import ColumnClause, TextClause, column, text
 
 from alembic_partitions.periods import KeyType
 
-# Where our configuration lives: any table of that name, and whether it carries our mark.
+# Where our configuration lives: any table of that name, and whether it carries our mark. Without one there is
+# a row all the same, which tells whether Citus is here.
 FIND_CONFIG = text("""
 SELECT n.nspname AS schema, obj_description(c.oid, 'pg_class') AS mark,
        has_table_privilege(c.oid, 'SELECT') AS readable,
+       to_regclass('pg_catalog.pg_dist_local_group') IS NOT NULL AS has_citus,
        CASE WHEN :bounded THEN set_config('lock_timeout', '2s', true) END
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relname = 'partition_config' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+FROM (SELECT) here
+LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace)
+       ON c.relname = 'partition_config' AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
 ORDER BY n.nspname
 """)
 
+# Whether this is a worker of a Citus cluster: the coordinator's group is 0, as is that of a server without
+# nodes. Asked only where FIND_CONFIG has found Citus.
+IS_WORKER = text("SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_local_group WHERE groupid <> 0)")
+
 # Tables partitioned by something, with their first key column and what LIKE and ATTACH leave behind.
 # attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set; 0 on a dropped column up to 16.
-# relam is 0 up to 16.
+# relam is 0 up to 16. Each table that Citus' pg_dist_partition lists bears a trigger of Citus' own; that
+# catalog cannot be named where there is no Citus.
 _PARENTS = """
 SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
        p.partstrat::text AS strategy, p.partnatts AS natts,
@@ -49,7 +57,10 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS 
               -- pg_constraint has no index by the table referred to; the triggers of the key have one
               UNION SELECT tgconstrrelid FROM pg_trigger WHERE tgrelid = c.oid AND tgconstrrelid <> 0) k
         JOIN pg_class r ON r.oid = k.other AND NOT r.relispartition
-        JOIN pg_namespace o ON o.oid = r.relnamespace) AS key_tables
+        JOIN pg_namespace o ON o.oid = r.relnamespace) AS key_tables,
+       EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
+               AND f.pronamespace = 'pg_catalog'::regnamespace) AS distributed
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid
@@ -58,7 +69,7 @@ LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = p.partattrs[0] AND
 _COLUMNS: Sequence[ColumnClause[Any]] = (
     *map(column, ("schema", "name", "oid", "kind", "strategy", "natts", "key", "type", "owner")),
     *map(column, ("replica_identity", "row_security", "access_method", "tablespace_of_parent")),
-    *map(column, ("statistics", "exclusions", "key_tables", "precision")),
+    *map(column, ("statistics", "exclusions", "key_tables", "precision", "distributed")),
 )
 PARENTS = text(_PARENTS).columns(*_COLUMNS)
 

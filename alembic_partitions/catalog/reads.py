@@ -28,7 +28,7 @@ from sqlalchemy.engine import Row
 
 from alembic_partitions import keys
 from alembic_partitions.compare import Relation
-from alembic_partitions.errors import ConfigurationError
+from alembic_partitions.errors import ConfigurationError, NotCoordinatorError
 from alembic_partitions.naming import check_text
 from alembic_partitions.periods import KeyType, KeyValue
 from alembic_partitions.plan import (
@@ -90,8 +90,11 @@ def find_config(connection: Connection, schema: str | None = None, bounded: bool
     :param bounded: let no later read of this transaction wait for a lock longer than two seconds.
     :raises ConfigurationError: there are two and ``schema`` names neither, or the one in ``schema`` is
         somebody else's.
+    :raises NotCoordinatorError: this is a worker of a Citus cluster.
     """
     found = connection.execute(queries.FIND_CONFIG, {"bounded": bounded}).all()
+    if found[0].has_citus and connection.execute(queries.IS_WORKER).scalar_one():
+        raise NotCoordinatorError()
     ours = _marked(found)
     if schema is not None:
         if schema in ours:

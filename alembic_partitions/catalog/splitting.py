@@ -227,6 +227,7 @@ def _problems(row: Row[Any], managed: ManagedTable, connection: Connection) -> I
         "nameless": row.identity is None,
         "hidden": row.hides_rows,
         "exclusion": managed.traits.exclusions and version < 18,
+        "distributed": managed.traits.distributed,
     }
     yield from (_OBSTACLES[name] for name, there in found.items() if there)
     for name, (told, remedy) in _NAMED_OBSTACLES.items():
@@ -251,6 +252,10 @@ _OBSTACLES = {
     "exclusion": (
         "an exclusion constraint would be built anew in every window while all wait",
         "Drop it, split, and add it again",
+    ),
+    "distributed": (
+        "Citus has distributed it, and levels of partitions cannot be distributed",
+        "Leave it as it is, or undistribute_table() it meanwhile",
     ),
 }
 _NAMED_OBSTACLES = {

@@ -70,6 +70,7 @@ def _traits(row: Row[Any]) -> Traits:
         tablespace=row.tablespace_of_parent,
         exclusions=row.exclusions,
         key_tables=tuple(json.loads(row.key_tables or "[]")),
+        distributed=row.distributed,
     )
 
 

@@ -62,6 +62,7 @@ from .draining import (
     MOVING,
     AddForeignKey,
     CheckConstraintsNow,
+    Distribute,
     MarkDraining,
     MoveRows,
     SeeAllRows,
@@ -125,6 +126,7 @@ from .partitions import (
     SetReplicaIdentity,
     SetReplicaIndex,
     SetStatistics,
+    distribution,
     partition_elements,
 )
 from .proving import (
@@ -220,6 +222,7 @@ __all__ = [
     "DetachForeign",
     "DigestBlocks",
     "DigestTable",
+    "Distribute",
     "DropEmptyPartitions",
     "DropExclusions",
     "DropFunctions",
@@ -308,6 +311,7 @@ __all__ = [
     "columns_of",
     "config_table",
     "declare_policy",
+    "distribution",
     "function_elements",
     "indexed_table",
     "open_alert",

@@ -109,6 +109,18 @@ class MarkDraining(OfPartition):
 
 
 @dataclass(eq=False)
+class Distribute(OfPartition):
+    """Have Citus distribute a table as its parent is, shard beside shard, before rows go into it."""
+
+    column: str
+
+    def sql(self) -> str:
+        child, parent = quoted_text(self.child), quoted_text(self.parent)
+        column = quoted_text(self.column)
+        return f"SELECT create_distributed_table({child}, {column}, colocate_with => {parent})"
+
+
+@dataclass(eq=False)
 class AddForeignKey(OfPartition):
     """Build the parent's foreign key on a table that is still empty: nobody deletes what rows in it will
     refer to, and ATTACH takes it over."""

@@ -19,6 +19,27 @@ class SetLockTimeout(Element):
         return f"SET LOCAL lock_timeout = '{self.milliseconds:d}ms'"
 
 
+class TellWorkers(Element):
+    """Have the settings of this transaction that follow hold on Citus' workers too: time-outs, above all."""
+
+    def sql(self) -> str:
+        return "SET LOCAL citus.propagate_set_commands = 'local'"
+
+
+class OneShardAtATime(Element):
+    """Have Citus change one shard after the other: with a foreign key to a reference table, and with names
+    near 63 bytes, it refuses DDL in a transaction otherwise."""
+
+    def sql(self) -> str:
+        return "SET LOCAL citus.multi_shard_modify_mode = 'sequential'"
+
+
+def distribution(distributed: bool) -> list[Element]:
+    """Return what a transaction that changes a table needs before its time-outs: nothing unless Citus has
+    distributed it."""
+    return [TellWorkers(), OneShardAtATime()] if distributed else []
+
+
 class PlainNames(Element):
     """Have PostgreSQL write names with their schemas, and times under UTC and ISO, for this transaction."""
 

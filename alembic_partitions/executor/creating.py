@@ -18,7 +18,7 @@ from alembic_partitions.errors import LockNotAvailable, StepFailed
 from alembic_partitions.plan import Coverage, CreatePartition, ManagedTable, Plan
 from alembic_partitions.sessions import autocommit, pause
 
-from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, remark, send
+from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, UNREACHED, Batch, Statement, remark, send
 from .statements import script as batches_script
 
 #: Longest wait for another process that is making partitions of the same table; nobody queues behind it.
@@ -42,6 +42,7 @@ def render(
     opening: list[ddl.Element] = [
         ddl.SetLockTimeout(turn_timeout_ms),
         ddl.LockParent(step.table.oid),
+        *ddl.distribution(step.table.traits.distributed),
         ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
     ]
     elements = [*opening, *ddl.partition_elements(step, user)]
@@ -157,8 +158,9 @@ def create_partition(
             code = sqlstate(error)
             if code in LOST_RACE:
                 return _verified(connection, step, error)
+            failed = StepFailed(table=str(step.table), partition=step.name, reason=reason(error))
             if code not in TRY_AGAIN:
-                raise StepFailed(table=str(step.table), partition=step.name, reason=reason(error)) from error
+                raise failed from error
         # At a midnight that many meet at once the window is there long before the last of them has its turn.
         if _made_meanwhile(connection, step):
             return False
@@ -169,7 +171,7 @@ def create_partition(
                 catalog.cancel_upkeep(connection, step.table.oid or 0, UPKEEP)
         # With nobody in the way but competitors, the window is a moment from being there.
         if time.monotonic() + wait > deadline + (0 if holders else grace):
-            raise _not_available(holders, step)
+            raise failed if code == UNREACHED else _not_available(holders, step)
         pause(connection, random.uniform(wait / 2, wait))
         wait = min(wait * 2, _LONGEST_PAUSE)
 
@@ -187,8 +189,17 @@ def _refuse_if_hopeless(
 
 
 def _not_available(holders: list[catalog.Blocker], step: CreatePartition) -> LockNotAvailable:
-    told = "; ".join(map(str, holders)) or "another process is making partitions of it"
+    told = "; ".join(map(str, holders)) or _nobody_here(step.table)
     return LockNotAvailable(table=str(step.table), reason=told)
+
+
+def _nobody_here(table: ManagedTable) -> str:
+    if table.traits.distributed:
+        return (
+            "another process is making partitions of it, or holds one of its shards on a worker"
+            " (SELECT * FROM citus_locks)"
+        )
+    return "another process is making partitions of it"
 
 
 def _attempt(connection: Connection, step: CreatePartition, user: str | None, turn_timeout_ms: int) -> bool:
@@ -232,4 +243,9 @@ def attach_locks(table: ManagedTable) -> str:
     locks = [f"SHARE UPDATE EXCLUSIVE on {table}"]
     locks += [f"SHARE ROW EXCLUSIVE on {name} (foreign key)" for name in table.traits.key_tables]
     locks += [f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in table.partitions if p.is_default]
-    return "; ".join(locks)
+    return "; ".join([*locks, *shard_locks(table)])
+
+
+def shard_locks(table: ManagedTable) -> list[str]:
+    """Say which locks are taken on Citus' workers beside."""
+    return ["the same on each of its shards, one after the other"] if table.traits.distributed else []

@@ -29,6 +29,7 @@ from alembic_partitions.plan import (
     Source,
     Staged,
     in_order,
+    is_too_much,
 )
 
 from .creating import LOST_RACE, TURN_TIMEOUT_MS, attach_locks
@@ -77,7 +78,9 @@ def drain_script(drain: Drain, user: str | None = None) -> DrainScript:
     turn: list[ddl.Element] = [ddl.LockParent(step.table.oid), ddl.SetLockTimeout(LOCK_TIMEOUT_MS)]
     last = _moving(drain, None, ddl.CheckConstraintsNow())
     ending = [*last, *(_statement(element, step, drain) for element in attaching)]
-    beginning = making if drain.how is Staged.AT_ONCE else [ddl.MarkPartition(step)]
+    beginning: list[ddl.Element] = [*making] if drain.how is Staged.AT_ONCE else [ddl.MarkPartition(step)]
+    if source is not None and source.distributed_by is not None:
+        beginning.append(ddl.Distribute(step, source.distributed_by))
     final = transaction(
         *turn,
         ddl.SetStatementTimeout(ATTACH_TIMEOUT_MS),
@@ -85,6 +88,7 @@ def drain_script(drain: Drain, user: str | None = None) -> DrainScript:
         *beginning,
         *ending,
         lock_timeout_ms=TURN_TIMEOUT_MS,
+        distributed=step.table.traits.distributed,
     )
     prepare = gather = None
     if drain.how is not Staged.AT_ONCE and source is not None:
@@ -144,7 +148,13 @@ def _grown(connection: Connection, work: Drain) -> Drain:
     with connection.begin():
         catalog.see_all_rows(connection)
         rows = catalog.rows_within(connection, step.table, work.source.partition, step.lower, step.upper)
-    return work if rows <= work.batch else dataclasses.replace(work, rows=rows, how=Staged.GATHERED)
+    if rows <= work.batch:
+        return work
+    grown = dataclasses.replace(work, rows=rows, how=Staged.GATHERED)
+    if is_too_much(grown):
+        what, why = f"moving {rows} rows to {step.name}", "they have become too many; repair again"
+        raise WorkFailed(table=str(step.table), what=what, reason=why)
+    return grown
 
 
 def _once(connection: Connection, batch: Batch, work: Drain, what: str) -> bool:

@@ -17,19 +17,20 @@ PATIENCE = 30.0
 DROP_TIMEOUT_MS = 1_000
 
 
-def place_index(connection: Connection, index: Index, table: int) -> None:
+def place_index(connection: Connection, index: Index, table: int, *, distributed: bool = False) -> None:
     """Make an index ON ONLY a partitioned table, for its partitions to be attached to.
 
     :param connection: not in a transaction.
     :param index: of a table that names its schema.
     :param table: the table's OID.
+    :param distributed: whether Citus has distributed it.
     :raises LockNotAvailable: the lock was not to be had.
     :raises WorkFailed: PostgreSQL refused; nothing was changed.
     """
     name = str(ddl.indexed_table(index))
     create = Statement(ddl.CreateIndexOnly(index).sql(), f"SHARE on {name}")
     insist(
-        lambda: apply(connection, transaction(create)),
+        lambda: apply(connection, transaction(create, distributed=distributed)),
         connection,
         table=name,
         what=f"creating index {index.name}",
@@ -65,7 +66,13 @@ def tried_index(connection: Connection, index: Index) -> plan.Index:
 
 
 def drop_index(
-    connection: Connection, schema: str, name: str, *, table: str, relations: Collection[int]
+    connection: Connection,
+    schema: str,
+    name: str,
+    *,
+    table: str,
+    relations: Collection[int],
+    distributed: bool = False,
 ) -> None:
     """Drop the index of a partitioned table, and with it each partition's.
 
@@ -73,14 +80,16 @@ def drop_index(
 
     :param connection: not in a transaction.
     :param relations: the OIDs of the table and its partitions.
+    :param distributed: whether Citus has distributed it.
     :raises LockNotAvailable: the locks were not to be had.
     :raises WorkFailed: PostgreSQL refused.
     """
     drop = Statement(
         ddl.DropPartitionedIndex(schema, name).sql(), f"ACCESS EXCLUSIVE on {table} and its partitions"
     )
+    batch = transaction(ddl.SetStatementTimeout(DROP_TIMEOUT_MS), drop, distributed=distributed)
     insist(
-        lambda: apply(connection, transaction(ddl.SetStatementTimeout(DROP_TIMEOUT_MS), drop)),
+        lambda: apply(connection, batch),
         connection,
         table=table,
         what=f"dropping index {name}",

@@ -40,7 +40,8 @@ def mend_batches(mend: Mend, unhurried: bool = False) -> list[Batch]:
         rebuild = ddl.RebuildIndex(mend.child.schema, mend.subject)
         return [_beside(mend, unhurried, rebuild), _attached(mend)]
     lock = "SHARE UPDATE EXCLUSIVE" if mend.mending is Mending.STATISTICS else "ACCESS EXCLUSIVE"
-    return [transaction(Statement(_alteration(mend).sql(), f"{lock} on {mend.child}"))]
+    alteration = Statement(_alteration(mend).sql(), f"{lock} on {mend.child}")
+    return [transaction(alteration, distributed=mend.child.distributed)]
 
 
 def _alteration(mend: Mend) -> ddl.Element:
@@ -85,7 +86,7 @@ def _attached(mend: Mend, *before: Statement) -> Batch:
         child = mend.child.schema, mend.child.name
         constrain = ddl.ConstrainByIndex(*child, mend.subject, mend.of.constraint)
         statements.insert(0, Statement(constrain.sql(), f"ACCESS EXCLUSIVE on {mend.child}"))
-    return transaction(*statements)
+    return transaction(*statements, distributed=mend.child.distributed)
 
 
 def _beside(mend: Mend, unhurried: bool, *elements: ddl.Element) -> Batch:

@@ -31,7 +31,7 @@ from alembic_partitions.plan import (
 )
 from alembic_partitions.sessions import pause
 
-from .creating import TURN_TIMEOUT_MS, attach_locks
+from .creating import TURN_TIMEOUT_MS, attach_locks, shard_locks
 from .statements import LOCK_TIMEOUT_MS, TRY_AGAIN, Batch, Statement, alone, apply, insist, transaction
 
 #: Longest wait for those who use a partition that is being detached concurrently; nobody queues behind it.
@@ -70,7 +70,7 @@ def detach_batches(step: DetachPartition) -> tuple[Batch, ...]:
         locks += [
             f"ACCESS EXCLUSIVE on {p.schema}.{p.name} (DEFAULT)" for p in table.partitions if p.is_default
         ]
-        plain = Statement(detach.sql(), "; ".join(locks))
+        plain = Statement(detach.sql(), "; ".join([*locks, *shard_locks(table)]))
         return (_in_turn(step, confirm, plain, *last),)
     after = _in_turn(step, ddl.ConfirmDetached(*where, part.oid), *last)
     if step.how is How.DONE:
@@ -109,7 +109,11 @@ def move_batches(step: MoveDetached) -> tuple[Batch, ...]:
     assert old.at is not None
     told = told_of(table, as_partition(old), (step.archive_schema, step.name), old.export)
     first = ddl.ConfirmDetached(*where, old.oid), ddl.MarkAgain(*where, told, old.at)
-    return (transaction(*first, *_move(*where, step.name, step.archive_schema)),)
+    return (
+        transaction(
+            *first, *_move(*where, step.name, step.archive_schema), distributed=table.traits.distributed
+        ),
+    )
 
 
 def fate_batches(step: ChangeFate) -> tuple[Batch, ...]:
@@ -117,7 +121,9 @@ def fate_batches(step: ChangeFate) -> tuple[Batch, ...]:
     old = step.detached
     where = old.schema, old.name
     mark = ddl.MarkDetached(*where, told_again(step.table, old))
-    return (transaction(ddl.ConfirmDetached(*where, old.oid), mark),)
+    return (
+        transaction(ddl.ConfirmDetached(*where, old.oid), mark, distributed=step.table.traits.distributed),
+    )
 
 
 def keep_batches(step: KeepPartition) -> tuple[Batch, ...]:
@@ -136,12 +142,22 @@ def drop_batches(step: DropDetached) -> tuple[Batch, ...]:
         copy = ddl.CopyOut(*where, old.columns).sql()
         compare = [ddl.HoldStill(), Statement(copy, remark=told)]
     keys = [
-        transaction(confirm, Statement(ddl.DropKey(*where, key).sql(), f"ACCESS EXCLUSIVE on {other}"))
+        transaction(
+            confirm,
+            Statement(ddl.DropKey(*where, key).sql(), f"ACCESS EXCLUSIVE on {other}"),
+            distributed=step.table.traits.distributed,
+        )
         for key, other, _ in old.keys
     ]
     return (
         *keys,
-        transaction(ddl.LockAgainstAll(*where, only=False), confirm, *compare, ddl.DropTable(*where)),
+        transaction(
+            ddl.LockAgainstAll(*where, only=False),
+            confirm,
+            *compare,
+            ddl.DropTable(*where),
+            distributed=step.table.traits.distributed,
+        ),
     )
 
 
@@ -167,7 +183,13 @@ def restore_batches(step: RestoreDetached) -> tuple[Batch, ...]:
     )
     last = [ddl.DropProof(*home), ddl.DropLeftCheck(*home), ddl.MarkRestored(*home)]
     return (
-        transaction(ddl.SetStatementTimeout(0), confirm, ddl.DropProof(*where), proof),
+        transaction(
+            ddl.SetStatementTimeout(0),
+            confirm,
+            ddl.DropProof(*where),
+            proof,
+            distributed=table.traits.distributed,
+        ),
         _in_turn(step, ddl.SetStatementTimeout(0), confirm, *moved, *renamed, attach, *last),
     )
 
@@ -180,7 +202,10 @@ def restore(connection: Connection, step: RestoreDetached, give_up_at: float | N
             insist_on(connection, batch, step, give_up_at)
     except PartitionError:
         with suppress(DBAPIError):  # nothing of ours stays on it; where it does, the next try takes it away
-            apply(connection, transaction(ddl.DropProof(old.schema, old.name)))
+            apply(
+                connection,
+                transaction(ddl.DropProof(old.schema, old.name), distributed=step.table.traits.distributed),
+            )
         raise
 
 
@@ -209,7 +234,9 @@ def _in_turn(
 ) -> Batch:
     """A transaction that begins when nobody else makes or removes partitions of the table."""
     opening = [ddl.LockParent(_oid(step)), ddl.SetLockTimeout(LOCK_TIMEOUT_MS)]
-    return transaction(*opening, *elements, lock_timeout_ms=TURN_TIMEOUT_MS)
+    return transaction(
+        *opening, *elements, lock_timeout_ms=TURN_TIMEOUT_MS, distributed=step.table.traits.distributed
+    )
 
 
 def insist_on(

@@ -19,8 +19,10 @@ from alembic_partitions.sessions import autocommit, pause
 #: Longest wait for a lock that others queue behind (a table at the other end of a foreign key).
 LOCK_TIMEOUT_MS = 40
 
+#: What a server says itself, on a session that lives, where one of Citus' workers was not to be reached.
+UNREACHED = "08006"
 # The lock was not had in time (ours, or the role's statement_timeout), or a deadlock was broken: try again.
-TRY_AGAIN = {"55P03", "57014", "40P01"}
+TRY_AGAIN = {"55P03", "57014", "40P01", UNREACHED}
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
 
@@ -61,10 +63,17 @@ def remark(text: str) -> str:
     return f"-- {''.join(shown)}"
 
 
-def transaction(*elements: ddl.Element | Statement, lock_timeout_ms: int = LOCK_TIMEOUT_MS) -> Batch:
-    """Return a transaction that waits for no lock longer than its time-out."""
-    bound = Statement(ddl.SetLockTimeout(lock_timeout_ms).sql())
-    return Batch((bound, *(e if isinstance(e, Statement) else Statement(e.sql()) for e in elements)))
+def transaction(
+    *elements: ddl.Element | Statement,
+    lock_timeout_ms: int = LOCK_TIMEOUT_MS,
+    distributed: bool = False,
+) -> Batch:
+    """Return a transaction that waits for no lock longer than its time-out.
+
+    :param distributed: whether Citus has distributed what it changes.
+    """
+    opening = [*ddl.distribution(distributed), ddl.SetLockTimeout(lock_timeout_ms)]
+    return Batch(tuple(e if isinstance(e, Statement) else Statement(e.sql()) for e in (*opening, *elements)))
 
 
 def alone(
@@ -129,9 +138,10 @@ def insist(
         try:
             return attempt()
         except DBAPIError as error:
-            if sqlstate(error) not in TRY_AGAIN:
+            is_late = time.monotonic() + wait > deadline
+            if sqlstate(error) not in TRY_AGAIN or (is_late and sqlstate(error) == UNREACHED):
                 raise WorkFailed(table=table, what=what, reason=reason(error)) from error
-            if time.monotonic() + wait > deadline:
+            if is_late:
                 told = _told(connection, relations) or reason(error)
                 raise LockNotAvailable(table=table, reason=told) from error
         pause(connection, random.uniform(wait / 2, wait))

@@ -81,7 +81,10 @@ def drop_index(
         )
     with one_run(connection.engine, config_schema or ""):
         relations = _clear_away(connection, oid, found.oid)
-        executor.drop_index(connection, schema, name, table=told, relations=relations)
+        parent, _ = _family(connection, oid)
+        executor.drop_index(
+            connection, schema, name, table=told, relations=relations, distributed=parent.distributed
+        )
 
 
 def _table_of(connection: Connection, index: Index) -> int:
@@ -132,7 +135,8 @@ def _placed(connection: Connection, index: Index, table: int) -> int:
         found = catalog.standing_index(connection, schema, name)
     try:
         if found is None:
-            executor.place_index(connection, index, table)
+            parent, _ = _family(connection, table)
+            executor.place_index(connection, index, table, distributed=parent.distributed)
             with connection.begin():
                 found = catalog.standing_index(connection, schema, name)
             assert found is not None

@@ -28,10 +28,12 @@ from alembic_partitions.plan import (
     carried_on,
     differences,
     drains_of,
+    is_too_much,
     limits,
     plan_gaps,
     plan_stranded,
     short_lived,
+    too_many,
 )
 
 from .ensuring import with_free_names
@@ -117,6 +119,8 @@ def _plan(
     gaps = with_free_names(connection, lambda taken: plan_gaps(table, now, windows, taken, leave))
     findings += short_lived(table, now, [drain.step for drain in drains])
     findings += [Finding(Refusal.WAITING, f"{s.schema}.{s.name}") for s in every if not s.certain]
+    findings += too_many(drains)
+    drains = [drain for drain in drains if not is_too_much(drain)]
     refusals = source.refusals() if source is not None and (drains or source.is_blind) else []
     if refusals:
         drains = []
@@ -125,6 +129,7 @@ def _plan(
     mends, differing = _differences(connection, table)
     edges = sorted(windows, key=lambda window: window.begin)
     keys = [table.grid.key_at(now), *(window.begin for window in (*edges[:1], *edges[-1:]))]
+    keys = [] if table.traits.distributed else keys
     return RepairPlan(
         table,
         gaps,

@@ -132,7 +132,7 @@ def _planned(
     first = planned.findings[0] if planned.findings else None
     if first is not None and (first is doubt or first.refusal is Refusal.TOO_SHORT):
         return Planned(planned, str(first))
-    problem = _nowhere_to_go(connection, table.policy, archive_to) if planned.steps else None
+    problem = _nowhere_to_go(connection, table, table.policy, archive_to) if planned.steps else None
     if problem is not None:
         finding = Finding(Refusal.NO_ARCHIVE, f"{table}: {problem}")
         # What is half-way and not expired is put back all the same.
@@ -161,9 +161,16 @@ def names_taken(connection: Connection, planned: Retention) -> set[tuple[str, st
     }
 
 
-def _nowhere_to_go(connection: Connection, policy: PartitionPolicy, archive_to: str | None) -> str | None:
+def _nowhere_to_go(
+    connection: Connection, table: ManagedTable, policy: PartitionPolicy, archive_to: str | None
+) -> str | None:
     if policy.on_expiry != "archive":
         return None
+    if policy.archive_schema is None and table.traits.distributed:
+        return (
+            "rows of a distributed table come in no order of their own, so that a file could not be compared"
+            " with them; set archive_schema"
+        )
     if policy.archive_schema is None:
         return executor.check_folder(archive_to or os.environ.get(ARCHIVE_VARIABLE))
     if catalog.schema_exists(connection, policy.archive_schema):

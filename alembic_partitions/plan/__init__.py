@@ -99,10 +99,12 @@ from .repairing import (
     Trigger,
     carried_on,
     drains_of,
+    is_too_much,
     limits,
     plan_gaps,
     plan_stranded,
     short_lived,
+    too_many,
     windows_asked,
 )
 from .retention import (
@@ -261,6 +263,7 @@ __all__ = [
     "instant_of",
     "is_healing",
     "is_off_grid",
+    "is_too_much",
     "is_too_short",
     "judge",
     "left_index",
@@ -295,6 +298,7 @@ __all__ = [
     "told_again",
     "told_of",
     "told_of_merge",
+    "too_many",
     "uncovered",
     "windows_asked",
     "windows_between",

@@ -189,6 +189,8 @@ class Belongings:
     lacking: tuple[str, ...] = ()
     #: A subscription writes to it.
     is_subscribed: bool = False
+    #: Citus keeps its rows in shards, on workers.
+    is_distributed: bool = False
     #: Pages, and rows as last estimated.
     pages: int = field(default=0, compare=False)
     rows: float = field(default=0.0, compare=False)

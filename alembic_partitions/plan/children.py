@@ -75,6 +75,8 @@ class Relation:
     replica_index: int | None = None
     statistics: Mapping[str, int] = field(default_factory=dict)
     indexes: tuple[Index, ...] = ()
+    #: Citus keeps its rows in shards, on workers.
+    distributed: bool = False
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"

@@ -70,6 +70,8 @@ def _kind(table: Belongings) -> Iterator[str]:
         yield "it is part of an inheritance tree, which no partitioned table can be: NO INHERIT"
     if table.of_type:
         yield "it is a table OF a type: ALTER TABLE ... NOT OF"
+    if table.is_distributed and table.kind == "r":
+        yield "Citus has distributed it: undistribute_table(), convert, and distribute it again"
     if table.persistence == "t":
         yield "it is temporary: name a permanent one"
     if table.persistence == "u":

@@ -61,6 +61,9 @@ class Source:
     foreign_keys: tuple[ForeignKey, ...] = ()
     incoming: tuple[str, ...] = ()
     publications: tuple[str, ...] = ()
+    is_distributed: bool = False
+    #: The column that Citus distributes the table by, if it does so by its hash.
+    distributed_by: str | None = None
 
     @property
     def is_blind(self) -> bool:
@@ -72,6 +75,8 @@ class Source:
         name = f"{self.partition.schema}.{self.partition.name}"
         found = [] if self.is_plain else [Finding(Refusal.UNDRAINABLE, name)]
         found += [Finding(Refusal.HIDDEN, name)] if self.hides_rows else []
+        if self.is_distributed and (self.distributed_by is None or self.triggers):
+            found.append(Finding(Refusal.DISTRIBUTED, name))
         found += [Finding(Refusal.PUBLISHED, f"{name}, by {told}") for told in self.publications]
         return found + [Finding(Refusal.INCOMING_KEY, key) for key in self.incoming]
 
@@ -267,6 +272,21 @@ def drains_of(
         how = Staged.AT_ONCE if rows <= batch or hot else Staged.GATHERED
         drains.append(Drain(step, source, rows, how, batch, hot))
     return drains
+
+
+def too_many(drains: Iterable[Drain]) -> list[Finding]:
+    """Tell which windows of a distributed table hold more rows than one transaction moves: there no batch
+    can be taken out of shards."""
+    return [
+        Finding(Refusal.TOO_MANY, f"{drain.step.table.schema}.{drain.step.name}, {drain.rows} rows")
+        for drain in drains
+        if is_too_much(drain)
+    ]
+
+
+def is_too_much(drain: Drain) -> bool:
+    """Tell whether rows would have to be gathered where Citus keeps them."""
+    return drain.step.table.traits.distributed and drain.how is not Staged.AT_ONCE
 
 
 def carried_on(

@@ -75,7 +75,9 @@ def plan_retention(
         findings.append(Finding(Refusal.IN_PROGRESS, str(table)))
     steps: list[Removal] = [step for step in halves if step not in healing]
     steps += [*fates, *archiving]
-    how = How.CONCURRENTLY if concurrently and not table.has_default else How.PLAIN
+    # Citus knows no DETACH CONCURRENTLY.
+    beside = concurrently and not table.has_default and not table.traits.distributed
+    how = How.CONCURRENTLY if beside else How.PLAIN
     steps += [_detach(table, part, taken, how) for part in expired[: policy.max_drops]]
     steps += [DropDetached(table, old) for old in dropping]
     waiting += max(len(expired) - policy.max_drops, 0)

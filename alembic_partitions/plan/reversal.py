@@ -86,6 +86,8 @@ def refuse_reversal(
     :raises ConversionRefused: it would, or it is not partitioned.
     """
     problems = list(_problems(table, children))
+    if table.is_distributed:
+        problems.append("Citus has distributed it: undistribute_table() first, then distribute the plain one")
     if is_splitting:
         problems.append("a partition of it is being split: let that come to its end, or --abort it")
     if is_draining:

@@ -101,6 +101,15 @@ class Refusal(Enum):
         "row-level security may hide rows of the DEFAULT partition from this role, so none is moved; repair"
         " as a role with BYPASSRLS, or ALTER TABLE ... NO FORCE ROW LEVEL SECURITY meanwhile"
     )
+    DISTRIBUTED = (
+        "Citus keeps it otherwise than by the hash of a column, or with triggers, so no partition can be made"
+        " to fit before it is attached; move its rows by hand: INSERT INTO a table of their own, DELETE,"
+        " repair, and INSERT INTO the table again"
+    )
+    TOO_MANY = (
+        "more rows than one transaction moves, and those of a distributed table cannot be gathered batch by"
+        " batch; repair with a larger --batch while nobody reads it"
+    )
     UNDRAINABLE = "the DEFAULT partition is partitioned itself, foreign or has rules; move its rows by hand"
     OUTSIDE = (
         "rows that stay in the DEFAULT partition, their keys being beyond max_ahead, max_behind or the"
@@ -159,6 +168,8 @@ class Traits:
     tablespace: str | None = None
     exclusions: bool = False
     key_tables: tuple[str, ...] = ()
+    #: Citus keeps its rows in shards, on workers.
+    distributed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

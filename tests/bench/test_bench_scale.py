@@ -26,15 +26,16 @@ from alembic_partitions.periods import Grid, Window
 from alembic_partitions.plan import Coverage, ManagedTable, Partition, plan_horizon, plan_retention, runway_of
 from tests.bench import crowd, old_table, server_load
 from tests.bench.grown import READY, copies, grow, tidy
-from tests.bench.measure import CONSOLE, machine, setting
+from tests.bench.measure import setting
+from tests.bench.record import CONSOLE, RECORD
 from tests.databases import Databases
 from tests.postgres import Server, locate
 
 T = TypeVar("T")
 
-PARTITIONS = setting("SCALE_PARTITIONS", 1_000)
-TABLES = setting("SCALE_TABLES", 50)
-PROCESSES = setting("SCALE_PROCESSES", 100)
+PARTITIONS = setting("SCALE_PARTITIONS", 1_000, quick=60)
+TABLES = setting("SCALE_TABLES", 50, quick=5)
+PROCESSES = setting("SCALE_PROCESSES", 100, quick=12)
 
 STOCK = {"max_connections": "100", "max_locks_per_transaction": "64", "max_prepared_transactions": "0"}
 NOW = datetime(2026, 4, 5, 1, 37, 11, tzinfo=timezone.utc)
@@ -55,7 +56,7 @@ def tell(title: str, figures: Mapping[str, Mapping[str, float | str]]) -> None:
         table.add_column(name, justify="right")
     for line in lines:
         table.add_row(line, *(_shown(column.get(line, "")) for column in figures.values()))
-    CONSOLE.print(f"\n{title}\n{machine()}")
+    CONSOLE.print(f"\n{title}\n{RECORD.machine()}")
     CONSOLE.print(table)
 
 

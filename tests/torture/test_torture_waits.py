@@ -32,7 +32,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, text
 from alembic_partitions import PartitionPending, PartitionPolicy, maintenance
 from alembic_partitions.maintenance import Report
 from tests.apps import running
-from tests.bench.measure import machine
+from tests.bench.record import RECORD
 from tests.clock import Clock
 from tests.databases import Database, Databases
 from tests.tables import NOW, columns, declare, operations, run
@@ -250,7 +250,7 @@ def table() -> Iterator[dict[str, dict[str, Side]]]:
     yield found
     table = Table(
         title=f"A writer's wait beside a transaction open for {OPEN} s: {WRITERS} writers, their transactions"
-        f" by milliseconds (TORTURE_SEED={SEED})\n{machine()}",
+        f" by milliseconds (TORTURE_SEED={SEED})\n{RECORD.machine()}",
         title_justify="left",
         padding=(0, 1, 0, 0),
     )

@@ -70,6 +70,21 @@ def test_a_run_begins_with_its_turn_and_its_patience() -> None:
     assert [s.sql for s in statements[3:]] == sql(step())
 
 
+def test_where_citus_has_distributed_the_table_workers_are_told_before_the_time_out_is_set() -> None:
+    statements = executor.render(step(traits=Traits(distributed=True)))
+    assert [s.sql for s in statements[:5]] == [
+        "SET LOCAL lock_timeout = '2000ms'",
+        "SELECT pg_advisory_xact_lock(1634496609, 4711)",
+        "SET LOCAL citus.propagate_set_commands = 'local'",
+        "SET LOCAL citus.multi_shard_modify_mode = 'sequential'",
+        "SET LOCAL lock_timeout = '40ms'",
+    ]
+    assert [s.sql for s in statements[5:]] == sql(step())
+    assert statements[-1].locks == (
+        "SHARE UPDATE EXCLUSIVE on racing.odds; the same on each of its shards, one after the other"
+    )
+
+
 def test_a_plan_is_a_script_that_tells_why_and_whom_it_locks() -> None:
     making = step(traits=Traits(key_tables=("races", '"Entrants"')))
     text = executor.script(Plan(making.table, (making,)))

@@ -31,6 +31,7 @@ from alembic_partitions.plan import (
     Reason,
     Refusal,
     Retention,
+    Traits,
     plan_restore,
     plan_retention,
 )
@@ -79,6 +80,13 @@ def going(planned: Retention) -> list[str]:
 
 def refusals(planned: Retention) -> list[Refusal]:
     return [finding.refusal for finding in planned.findings]
+
+
+def test_what_citus_has_distributed_is_detached_plainly() -> None:
+    found = table()
+    there = dataclasses.replace(found, traits=Traits(distributed=True))
+    assert {step.how for step in plan_retention(found, (), NOW).steps} == {How.CONCURRENTLY}  # type: ignore[union-attr]
+    assert {step.how for step in plan_retention(there, (), NOW).steps} == {How.PLAIN}  # type: ignore[union-attr]
 
 
 def test_nothing_goes_unless_asked_for() -> None:

@@ -19,8 +19,8 @@ BEGIN
            CASE WHEN p.schema_name = t ->> 'table_schema' THEN p.partition_name
              ELSE concat(p.schema_name, '.', p.partition_name) END,
            _partition_shown(p.lower, t ->> 'key_type'), _partition_shown(p.upper, t ->> 'key_type'),
-           CASE WHEN c.reltuples >= 0 THEN c.reltuples::bigint END,
-           CASE WHEN c.relkind = 'p'
+           CASE WHEN c.reltuples >= 0 AND NOT _partition_is_distributed(c.oid) THEN c.reltuples::bigint END,
+           CASE WHEN _partition_is_distributed(c.oid) THEN NULL WHEN c.relkind = 'p'
              THEN (SELECT sum(pg_total_relation_size(l.relid)) FROM pg_partition_tree(c.oid) l)::bigint
              ELSE pg_total_relation_size(c.oid) END,
            CASE WHEN p.is_default THEN 'default' WHEN p.is_pending THEN 'pending'
@@ -70,13 +70,13 @@ BEGIN
   FOR p IN SELECT x.*, c.relnamespace FROM _partition_parts(t) x JOIN pg_class c ON c.oid = x.oid
     WHERE x.is_default
   LOOP
-    IF p.kind = 'r' AND pg_relation_size(p.oid) = 0 THEN
+    IF p.kind = 'r' AND pg_relation_size(p.oid) = 0 AND NOT _partition_is_distributed(p.oid) THEN
       RETURN false;
     ELSIF NOT has_schema_privilege(p.relnamespace, 'USAGE') OR NOT has_any_column_privilege(p.oid, 'SELECT')
         OR row_security_active(p.oid) THEN
       RETURN NULL;
     END IF;
-    EXECUTE format('SELECT EXISTS (SELECT FROM %I.%I)', p.schema_name, p.partition_name) INTO found;
+    EXECUTE format('SELECT EXISTS (SELECT 1 FROM %I.%I)', p.schema_name, p.partition_name) INTO found;
   END LOOP;
   RETURN found;
 EXCEPTION WHEN lock_not_available OR insufficient_privilege THEN
@@ -211,7 +211,7 @@ BEGIN
     runway_days := NULL; horizon := NULL; gaps := NULL; pending_retention := NULL; stranded := NULL;
     partitions := NULL; total_bytes := NULL;
     IF t ->> 'problem' IS NULL THEN
-      SELECT count(*), sum(CASE WHEN c.relkind = 'p'
+      SELECT count(*), sum(CASE WHEN _partition_is_distributed(c.oid) THEN NULL WHEN c.relkind = 'p'
                THEN (SELECT sum(pg_total_relation_size(l.relid)) FROM pg_partition_tree(c.oid) l)
                ELSE pg_total_relation_size(c.oid) END)::bigint,
              coalesce(bool_or(p.is_default), false), coalesce(bool_or(p.is_pending), false)

@@ -187,6 +187,11 @@ BEGIN
     RAISE EXCEPTION 'the policy of table %.% is disabled', t ->> 'table_schema', t ->> 'table_name'
       USING ERRCODE = 'object_not_in_prerequisite_state',
       HINT = 'UPDATE partition_config SET enabled = true WHERE ...';
+  ELSIF _partition_is_distributed((t ->> 'oid')::oid) THEN
+    -- The time-outs of a function do not reach workers, and all its partitions are one transaction.
+    RAISE EXCEPTION 'Citus has distributed table %.%', t ->> 'table_schema', t ->> 'table_name'
+      USING ERRCODE = 'feature_not_supported',
+      HINT = 'Run alembic-partitions maintain: one transaction a partition, bounded on workers, too.';
   ELSIF pg_is_in_recovery() THEN
     RAISE EXCEPTION 'this server is a standby' USING ERRCODE = 'read_only_sql_transaction',
       HINT = 'Connect to the primary.';

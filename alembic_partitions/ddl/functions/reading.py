@@ -268,4 +268,17 @@ END
     "whether a partition is just being split into its windows",
 )
 
-ROUTINES = (NOW, IS_MEANT, KEY_TYPE, TABLES, PARTS, WANTED, PIECES, SPLITTING)
+IS_DISTRIBUTED = Routine(
+    "_partition_is_distributed",
+    "relation oid",
+    "boolean",
+    """
+BEGIN
+  RETURN EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+    WHERE g.tgrelid = relation AND f.proname = 'citus_truncate_trigger');
+END
+""",
+    "whether Citus keeps the rows of a table, in shards",
+)
+
+ROUTINES = (NOW, IS_DISTRIBUTED, IS_MEANT, KEY_TYPE, TABLES, PARTS, WANTED, PIECES, SPLITTING)
