@@ -17,7 +17,6 @@ from datetime import datetime, timedelta, timezone
 from typing import TypeVar
 
 import pytest
-from rich.table import Table
 from sqlalchemy import URL, Engine, create_engine, text
 
 from alembic_partitions import PartitionPolicy, coverage, health, keep, keeper, maintenance, standing
@@ -27,9 +26,9 @@ from alembic_partitions.plan import Coverage, ManagedTable, Partition, plan_hori
 from tests.bench import crowd, old_table, server_load
 from tests.bench.grown import READY, copies, grow, tidy
 from tests.bench.measure import setting
-from tests.bench.record import CONSOLE, RECORD
+from tests.bench.record import RECORD
 from tests.databases import Databases
-from tests.postgres import Server, locate
+from tests.postgres import Server, binary_version, locate
 
 T = TypeVar("T")
 
@@ -40,24 +39,17 @@ PROCESSES = setting("SCALE_PROCESSES", 100, quick=12)
 STOCK = {"max_connections": "100", "max_locks_per_transaction": "64", "max_prepared_transactions": "0"}
 NOW = datetime(2026, 4, 5, 1, 37, 11, tzinfo=timezone.utc)
 
-#: Every figure of this run: by title, by line, by column.
-FIGURES: dict[str, dict[str, dict[str, float | str]]] = {}
-
 
 def tell(title: str, figures: Mapping[str, Mapping[str, float | str]]) -> None:
-    """Print figures, a column for each size, and remember them."""
+    """Print figures, a column for each size, and keep them."""
     lines = list(dict.fromkeys(line for column in figures.values() for line in column))
-    FIGURES[title] = {
-        line: {name: column[line] for name, column in figures.items() if line in column} for line in lines
-    }
-    table = Table()
-    table.add_column("", no_wrap=True)
-    for name in figures:
-        table.add_column(name, justify="right")
-    for line in lines:
-        table.add_row(line, *(_shown(column.get(line, "")) for column in figures.values()))
-    CONSOLE.print(f"\n{title}\n{RECORD.machine()}")
-    CONSOLE.print(table)
+    RECORD.table(
+        title,
+        binary_version(locate()),
+        ("", *figures),
+        [(line, *(_shown(column.get(line, "")) for column in figures.values())) for line in lines],
+        [{"line": line, **{n: c[line] for n, c in figures.items() if line in c}} for line in lines],
+    )
 
 
 def _shown(value: float | str) -> str:
