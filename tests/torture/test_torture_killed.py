@@ -87,7 +87,8 @@ def through(world: World) -> dict[str, object]:
         new = dice.random() < 0.1 and verb in ANEW
         spot, victim = dice.random(), dice.choice([None, None, *range(WRITERS)])
         try:
-            strike(struck, Run(world, verb, new), fault, spot * takes[verb, new], victim)
+            hit = strike(struck, Run(world, verb, new), fault, spot * takes[verb, new], victim)
+            takes[verb, new] *= 1.05 if hit else 0.75  # the machine is not as busy all the time
             heals.append(Run(world, verb, new).succeeds())
             world.check(verb)
         except BaseException as error:
@@ -101,7 +102,7 @@ def through(world: World) -> dict[str, object]:
         "while work was under way": struck.hits,
         "of them after its first change": struck.changed,
         "writers killed beside": struck.writers,
-        "undisturbed runs took (seconds)": ", ".join(
+        "a run takes about (seconds)": ", ".join(
             f"{verb}{' anew' * new} {took:.2f}" for (verb, new), took in takes.items()
         ),
         "rows sent by writers": len(world.ledger.sent),
@@ -115,8 +116,11 @@ def through(world: World) -> dict[str, object]:
     }
 
 
-def strike(struck: Struck, doomed: Run, fault: str, after: float, victim: int | None) -> None:
-    """Let a fault come so many seconds after the first statement of a run; a writer may be killed beside."""
+def strike(struck: Struck, doomed: Run, fault: str, after: float, victim: int | None) -> bool:
+    """Let a fault come so many seconds after a run's first statement; return whether it was still under way.
+
+    A writer may be killed beside.
+    """
     world = doomed.world
     doomed.wait_for_work()
     time.sleep(max(doomed.begun + after - time.monotonic(), 0))
@@ -142,3 +146,4 @@ def strike(struck: Struck, doomed: Run, fault: str, after: float, victim: int | 
     elif victim is not None:
         world.writers[victim].join()
         world.write(victim)
+    return hit
