@@ -118,9 +118,9 @@ class Keeper:
         self._to_default: set[tuple[int, KeyValue]] = set()
         self._callers: set[int] = set()
         self._error: str | None = None
-        # Tables, by OID, of which all partitions are learned: a row was not for the horizon. Of others these
-        # are, however long the history.
-        self._whole = set[int]()
+        # Tables of which all partitions are learned: a row was not for the horizon. Of the others these are,
+        # however long the history.
+        self._whole = set[str]()
         # What was logged last, and when.
         self._complained: tuple[str, float] | None = None
         # Inserts that PostgreSQL found no partition for, by table.
@@ -286,7 +286,7 @@ class Keeper:
         if _inside.get():
             return
         views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
-        lacking = {view.known.oid for view in views if view.lacking}
+        lacking = {str(view.known.table) for view in views if view.lacking}
         if not lacking <= self._whole and self._learn_whole(lacking):
             candidates = self.knowledge.candidates(candidates[0].table.name, schema)
             views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
@@ -514,7 +514,7 @@ class Keeper:
     def _make_windows(
         self, side: Connection, known: Known, keys: set[KeyValue], give_up_at: float, grace: float = 0.0
     ) -> None:
-        self._whole.add(known.oid)
+        self._whole.add(str(known.table))
         with side.begin():
             steps, user = self._steps_for(side, known, keys)
         try:
@@ -541,14 +541,15 @@ class Keeper:
                 return plan.steps, snapshot.user
         return (), ""
 
-    def _learn_whole(self, oids: set[int]) -> bool:
+    def _learn_whole(self, tables: set[str]) -> bool:
         """Learn all partitions of some tables, not only their horizons; return whether that was done."""
+        give_up_at = time.monotonic() + self._wait
         with self._our_turn(timeout=self._wait) as ours:
-            if ours and not oids <= self._whole:
-                with self._guarded(), self._side() as side:
-                    self._whole |= oids
+            if ours and not tables <= self._whole:
+                with self._guarded(), self._side(give_up_at) as side:
+                    self._whole |= tables
                     self._load(side)
-        return oids <= self._whole
+        return tables <= self._whole
 
     def _load(self, side: Connection) -> None:
         with side.begin():
@@ -558,8 +559,8 @@ class Keeper:
                 self.knowledge.learn(())
                 return
             tables = catalog.read_snapshot(side, home, None, "horizon", maintenance.rehearsed()).tables
-            whole = iter(catalog.with_partitions(side, [t for t in tables if t.oid in self._whole]))
-            self.knowledge.learn([next(whole) if t.oid in self._whole else t for t in tables])
+            whole = iter(catalog.with_partitions(side, [t for t in tables if str(t) in self._whole]))
+            self.knowledge.learn([next(whole) if str(t) in self._whole else t for t in tables])
 
     @contextmanager
     def _our_turn(self, timeout: float | None = None) -> Iterator[bool]:

@@ -24,6 +24,7 @@ from alembic_partitions import ddl, maintenance
 from alembic_partitions.catalog import blockers
 from alembic_partitions.drivers import backend_pid
 from alembic_partitions.errors import ConfigurationError, SettingError
+from alembic_partitions.executor import creating
 from alembic_partitions.sessions import in_autocommit, side_connection
 from tests.databases import Database, Databases, Roles
 from tests.db.test_operations import OTHERWISE, half_detach
@@ -777,8 +778,9 @@ def test_turns_are_taken_by_the_oid_not_by_the_name(engine: Engine) -> None:
 
 @pytest.mark.parametrize("aside", [False, True], ids=["a connection", "a side connection"])
 def test_what_is_opened_for_a_connection_that_died_is_at_no_autocommit_of_the_engines(
-    engine: Engine, driver: str, database: Database, aside: bool
+    engine: Engine, driver: str, database: Database, aside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(creating, "AT_ONCE", 1)  # a message of several has its own BEGIN and COMMIT
     for name in ("a", "b"):
         declare(engine, name)
         run(engine, *(f"DROP TABLE {part}" for part in partitions(engine, name)))
