@@ -129,7 +129,7 @@ def test_what_is_printed_is_what_is_sent(engine: Engine, batch: int) -> None:
         "ALTER",
         "COMMENT",
         "LOCK",
-        "WITH",
+        "WITH moved",
         "DROP",
         "SET CONSTRAINTS",
     )
