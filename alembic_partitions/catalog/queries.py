@@ -109,8 +109,9 @@ FIRST_NAME, LAST_NAME = text(_NAME.format("-", "lookback")), text(_NAME.format("
 # however many others there are; OFFSET 0 keeps the planner to that.
 PARTITIONS_BETWEEN = text("""
 SELECT i.inhparent AS parent,
-       json_build_array(c.oid, n.nspname, c.relname, pg_get_expr(c.relpartbound, 0), i.inhdetachpending)
-       AS part
+       -- An OID is a text to JSON.
+       json_build_array(c.oid::bigint, n.nspname, c.relname, pg_get_expr(c.relpartbound, 0),
+                        i.inhdetachpending) AS part
 FROM (SELECT c.oid, c.relnamespace, c.relname, c.relpartbound FROM pg_class c
       WHERE c.relname BETWEEN span.first::name AND (span.last || '~')::name
         AND c.relispartition AND c.relkind IN ('r', 'p', 'f') OFFSET 0) c,

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from alembic_partitions import PartitionPolicy, catalog, nz_racing_day
+from alembic_partitions import PartitionPolicy, catalog, maintenance, nz_racing_day
+from alembic_partitions.events import AsyncKeeper
 from alembic_partitions.keeper import Keeper
 from tests.apps import App, auckland_day, days_from_now, declare, partitions, rows_by_partition, running
 from tests.databases import Database
@@ -305,3 +306,28 @@ def test_a_changed_key_among_objects_of_several_classes_is_seen(app: App, engine
     app.session(work)
     days = {name_of(days_from_now(n)): 1 for n in (NEAR, NEAR + 1)}
     assert rows_by_partition(engine, "odds") == {name_of(far): 2, **days}
+
+
+def test_a_transaction_finds_partitions_that_a_look_at_the_horizon_has_learned_since(
+    database: Database, engine: Engine, any_driver: str
+) -> None:
+    """To JSON an OID is a text, unless it is told otherwise; asyncpg takes none."""
+    declare(engine, "odds", nz_racing_day("at", premake=0, lookback=0))
+    table = sa.table("odds", sa.column("at", sa.DateTime(timezone=True)))
+    with running(database, any_driver, on_error="raise") as app:
+        keeper = app.keeper.sync_keeper if isinstance(app.keeper, AsyncKeeper) else app.keeper
+        assert keeper is not None
+        learn = keeper.knowledge.learn
+        app.connection(lambda connection: connection.execute(sa.insert(table).values(at=days_from_now(0))))
+
+        def work(connection: Connection) -> None:
+            connection.execute(sa.insert(table).values(at=days_from_now(0)))
+            with engine.begin() as other:
+                other.execute(sa.text("UPDATE partition_config SET premake = 3"))
+            for _ in range(2):  # makes them; learns them
+                with engine.connect() as other:
+                    maintenance.ensure(other, seen=learn)
+            connection.execute(sa.insert(table).values(at=days_from_now(2)))
+
+        app.connection(work)
+    assert sum(rows_by_partition(engine, "odds").values()) == 3
