@@ -86,8 +86,10 @@ def main(order: Order) -> list[Met]:
     forks = min(FORKS, order.processes)
     barrier, told = context.Barrier(forks, timeout=PATIENCE), context.Queue()
     crowd = [
-        context.Process(target=_live, args=(order, order.processes // forks, barrier, told), daemon=True)
-        for _ in range(forks)
+        context.Process(
+            target=_live, args=(order, len(range(n, order.processes, forks)), barrier, told), daemon=True
+        )
+        for n in range(forks)
     ]
     for process in crowd:
         process.start()

@@ -121,8 +121,7 @@ def compared(databases: Databases, shape: str, others: Sequence[peers.Peer]) -> 
 def test_two_tables_of_thirty_days(databases: Databases, shape: str) -> None:
     others = peers.installed() if shape == PLAIN else []
     rows = compared(databases, shape, others)
-    if shape == FULL:
-        rows[0].judged(f"create {len(TABLES)} x {DAYS} days, beside one batch by hand")
+    rows[0].judged(f"create {len(TABLES)} x {DAYS} days ({shape}), beside one batch by hand")
     show(f"Create {len(TABLES)} x {DAYS} days ({shape})", databases.describe(), rows, ("committed",))
 
 

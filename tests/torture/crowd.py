@@ -12,8 +12,8 @@ import os
 import random
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from multiprocessing.synchronize import Barrier, Event
@@ -259,19 +259,34 @@ class Notes(logging.Handler):
         self.met.warnings.append(record.getMessage())
 
 
-def write(order: Order, number: int, barrier: Barrier) -> None:
-    """Be one of the applications; with the numbers all drivers and isolation levels go round."""
-    met = Met(f"writer-{number}")
-    make = executor.create_partition
+@contextmanager
+def counting(met: Met) -> Iterator[None]:
+    """Count the partitions that this process makes: for a row, and to its horizon."""
+    make, make_next = executor.create_partition, executor.create_next
 
     def counted(*args: Any, **kw: Any) -> bool:
         made = make(*args, **kw)
         met.created += made
         return made
 
+    def next_counted(*args: Any, **kw: Any) -> Any:
+        done = make_next(*args, **kw)
+        met.created += sum(by_us for _, by_us in done)
+        return done
+
+    with (
+        patch.object(executor, "create_partition", counted),
+        patch.object(executor, "create_next", next_counted),
+    ):
+        yield
+
+
+def write(order: Order, number: int, barrier: Barrier) -> None:
+    """Be one of the applications; with the numbers all drivers and isolation levels go round."""
+    met = Met(f"writer-{number}")
     Notes(met)
     try:
-        with patch.object(executor, "create_partition", counted):
+        with counting(met):
             os.environ[NOW_VARIABLE] = (order.midnights[0] - timedelta(hours=6)).isoformat()
             app = App(
                 Database(sa.make_url(order.url), 0),
@@ -292,18 +307,11 @@ def write(order: Order, number: int, barrier: Barrier) -> None:
 def maintain(order: Order, now: Any, over: Event) -> None:
     """Maintain, again and again, at the simulated moment that ``now`` (seconds since 1970) shows."""
     met = Met("maintain")
-    make = executor.create_partition
-
-    def counted(*args: Any, **kw: Any) -> bool:
-        made = make(*args, **kw)
-        met.created += made
-        return made
-
     Notes(met)
     engine = create_engine(order.url, poolclass=NullPool)
     dice = draws(f"maintain {order.midnights[0]}")
     try:
-        with pytest.MonkeyPatch.context() as patched, patch.object(executor, "create_partition", counted):
+        with pytest.MonkeyPatch.context() as patched, counting(met):
             clock = Clock(patched, as_the_server_is=True)
             while not over.is_set():
                 clock.set(datetime.fromtimestamp(now.value, timezone.utc))

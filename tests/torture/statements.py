@@ -247,11 +247,12 @@ class Witness:
 
     def logged(self, admin: Any) -> dict[int, list[str]]:
         """Return what the server's log says it got, by backend."""
-        admin.exec_driver_sql(f"SELECT 'the end {time.monotonic_ns()}'")
-        end = f"'the end {time.monotonic_ns() // 10**12}"
+        end = f"the end {time.monotonic_ns()}"
+        admin.exec_driver_sql(f"SELECT '{end}'")
         path = Path(self.server.data, "log", "torture.json")
         deadline = time.monotonic() + 30
-        while end not in path.read_text(errors="replace") and time.monotonic() < deadline:
+        while end not in path.read_text(errors="replace"):
+            assert time.monotonic() < deadline, "the server logs no statements"
             time.sleep(0.1)
         found: dict[int, list[str]] = defaultdict(list)
         for line in path.read_text().split("\n"):
@@ -272,8 +273,9 @@ class Witness:
     def strangers(self, admin: Any) -> list[tuple[int, str]]:
         """Return what the server got and nobody here sent, or what was sent and never came there."""
         found = []
-        for pid, said in self.logged(admin).items():
-            left = Counter(said)
+        logged = self.logged(admin)
+        for pid in {**logged, **self.sent}:
+            left = Counter(logged.get(pid, ()))
             left.subtract(Counter(self.sent.get(pid, ())))
             found += [
                 (pid, one)

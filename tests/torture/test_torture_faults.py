@@ -7,7 +7,8 @@ Each request of a run (a statement, or several in one text) is met with
 - 55P03, 57014 and 40P01 in its stead, inside a text of several statements for each of them;
 - locks that another session holds for a moment on all that it may need.
 
-Each request meets TORTURE_HARMS of them (1), drawn; 99 makes it all there are, for half an hour. Only
+Each request meets TORTURE_HARMS (1) of the first, the second and the last, drawn, and each statement as many
+of the third; 99 makes it all there are, for half an hour. Only
 TORTURE_REQUESTS of a verb's requests, drawn, meet any (0: all of them): 5 makes it a matter of seconds.
 """
 
@@ -189,24 +190,24 @@ def harms(requests: list[Request], dice: random.Random) -> list[Harm]:
     some = dice.sample(requests, min(REQUESTS or len(requests), len(requests)))
     found = []
     for request in sorted(some, key=lambda request: request.number):
-        possible = _harms_of(request, dice)
-        found += dice.sample(possible, min(HARMS, len(possible)))
+        for possible in _harms_of(request, dice):
+            found += dice.sample(possible, min(HARMS, len(possible)))
     return found
 
 
-def _harms_of(request: Request, dice: random.Random) -> list[Harm]:
+def _harms_of(request: Request, dice: random.Random) -> list[list[Harm]]:
+    """Return what may be done to a request, and to each of its statements."""
     number, statements = request.number, request.statements
     found = [Harm("cut before", number)]
     if request.opens:
-        return found
+        return [found]
     if not all(statement.upper().startswith(CHANGE_NOTHING) for statement in statements):
         found.append(Harm("cut after", number))  # else it is one and the same
     found += [Harm("killed", number, after=dice.uniform(0, LONGEST_KILL)), Harm("held", number)]
-    return found + [
-        Harm(code, number, piece)
+    return [found] + [
+        [Harm(code, number, piece) for code in CODES]
         for piece, statement in enumerate(statements)
         if not statement.upper().startswith(NEVER_FAIL)
-        for code in CODES
     ]
 
 

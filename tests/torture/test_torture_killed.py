@@ -96,6 +96,9 @@ def through(world: World) -> dict[str, object]:
             raise AssertionError(f"{where}; new interpreter: {new}") from error
     faulthandler.cancel_dump_traceback_later()
     assert struck.hits > ROUNDS / 2, "most faults must hit work that is under way"
+    assert struck.changed > ROUNDS / 5, "many must hit work that has changed something"
+    assert world.ledger.acknowledged > ROUNDS, "the writers wrote"
+    assert world.ledger.pending < world.ledger.acknowledged, "the writers were put off"
     return {
         "rounds": ROUNDS,
         **dict(sorted(struck.kinds.items())),

@@ -114,6 +114,7 @@ def test_a_fortnight_of_midnights(
         assert rows(engine, WINDOWS, table=table) == [(name, True) for (name,) in expected]
     # One window a day and table, and the first day's that the declaration made; nobody made one twice.
     assert sum(one.created for one in met) == len(TABLES) * MIDNIGHTS
+    assert prepared > 0 or MIDNIGHTS < 14, "nobody looked ahead"
     unprepared = MIDNIGHTS - prepared
     assert made["insert"] > 0 or unprepared == 0
     engine.dispose()

@@ -85,7 +85,8 @@ class World:
         self.url = self.server.url.render_as_string(hide_password=False)
         self.engine = create_engine(self.server.url, poolclass=NullPool)
         now = BEGIN.timestamp()
-        value = self.fork.Value
+        # Without a lock: whoever is killed while he holds one would keep it from everybody for ever.
+        value = self.fork.RawValue
         self.shared = Shared(value("d", now), value("i", 0), value("i", 0), value("i", 0), value("d", now))
         self.writers: list[Any] = [None] * WRITERS
         self.generations = Counter[int]()
