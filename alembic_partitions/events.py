@@ -196,11 +196,11 @@ class _Hooks:
         if context is None or not (context.isinsert or context.isupdate) or self._mark in context.__dict__:
             return statement, parameters
         reading = rows.reading_of(context)
-        # A flush may send its rows one by one: then the first condition is all that each of them costs.
-        if reading is not None and not (
-            reading.cleared is not None and self._is_cleared(connection, context, reading.cleared)
-        ):
-            self._look_at_statement(connection, context, reading)
+        if reading is not None:
+            # A flush may send its rows one by one: then the first condition is all that each of them costs.
+            cleared = reading.cleared  # once: other threads run the same compiled statement
+            if cleared is None or not self._is_cleared(connection, context, cleared):
+                self._look_at_statement(connection, context, reading)
         return statement, parameters
 
     def _is_cleared(self, connection: Connection, context: Any, cleared: Cleared) -> bool:

@@ -286,16 +286,23 @@ class Keeper:
         if _inside.get():
             return
         views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
-        lacking = {str(view.known.table) for view in views if view.lacking}
-        if not lacking <= self._whole and self._learn_whole(lacking):
-            candidates = self.knowledge.candidates(candidates[0].table.name, schema)
-            views = [self.knowledge.view(connection, known, values_of(known.key)) for known in candidates]
         if any(view.lacking for view in views) and (len(views) > 1 or schema is None):
-            # The name alone does not tell: search_path may lead to a tenant's table, or to nobody's.
+            # The name alone does not tell: search_path may lead to a tenant's table, or to nobody's. Before
+            # anything is learned: each tenant's history may be long.
             oid = catalog.resolve(connection, schema, candidates[0].table.name)
             views = [view for view in views if view.known.oid == oid]
+        lacking = {str(view.known.table) for view in views if view.lacking}
+        if not lacking <= self._whole and self._learn_whole(lacking):
+            learned = [self.knowledge.current(view.known) for view in views]
+            views = [
+                self.knowledge.view(connection, known, values_of(known.key))
+                for known, view in zip(learned, views, strict=True)
+                if known is not None and known.key == view.known.key
+            ]
         for view in views:
-            if view.lacking:
+            # Of what could not be learned whole nothing is refused: the row may have its partition, or go to
+            # DEFAULT. Where neither is there, PostgreSQL says so: see answer().
+            if view.lacking and str(view.known.table) in self._whole:
                 self.make(connection, view.known, view.lacking)
             if view.range is not None:
                 self.knowledge.let_notice(connection, view.known, *view.range)
@@ -546,9 +553,14 @@ class Keeper:
         give_up_at = time.monotonic() + self._wait
         with self._our_turn(timeout=self._wait) as ours:
             if ours and not tables <= self._whole:
-                with self._guarded(), self._side(give_up_at) as side:
+                with self._guarded(may_raise=False), self._side(give_up_at) as side:
+                    before = set(self._whole)
                     self._whole |= tables
-                    self._load(side)
+                    try:
+                        self._load(side)
+                    except BaseException:
+                        self._whole = before
+                        raise
         return tables <= self._whole
 
     def _load(self, side: Connection) -> None:

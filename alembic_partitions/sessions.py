@@ -22,7 +22,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
-from .drivers import connect_arguments
+from .drivers import connect_arguments, sqlstate_of
 
 # How long a server that has refused a connection is left alone at first, in seconds; doubling.
 _FIRST_WAIT = 0.1
@@ -133,14 +133,18 @@ def _back(connection: Connection, level: str) -> None:
         set_level(connection, level)
 
 
+# What will not be otherwise in a moment: the role or its password, the database.
+_FOR_GOOD = ("28", "3D")
+
+
 def _connected(engine: Engine, give_up_at: float) -> Connection:
     wait = _FIRST_WAIT
     while True:
         try:
             return engine.connect()
-        except Exception:  # a driver raises its own, unwrapped, while it connects
+        except Exception as error:  # a driver raises its own, unwrapped, while it connects
             left = give_up_at - time.monotonic()
-            if left <= 0:
+            if left <= 0 or (sqlstate_of(getattr(error, "orig", error)) or "")[:2] in _FOR_GOOD:
                 raise
         pause(engine, min(random.uniform(wait / 2, wait), left))
         wait *= 2

@@ -109,7 +109,7 @@ FIRST_NAME, LAST_NAME = text(_NAME.format("-", "lookback")), text(_NAME.format("
 # however many others there are; OFFSET 0 keeps the planner to that.
 PARTITIONS_BETWEEN = text("""
 SELECT i.inhparent AS parent,
-       -- An OID is a text to JSON.
+       -- JSON would make a text of an OID.
        json_build_array(c.oid::bigint, n.nspname, c.relname, pg_get_expr(c.relpartbound, 0),
                         i.inhdetachpending) AS part
 FROM (SELECT c.oid, c.relnamespace, c.relname, c.relpartbound FROM pg_class c
@@ -128,7 +128,7 @@ SELECT t.typname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace
 WHERE n.nspname = :schema AND t.typname = ANY (CAST(:names AS text[]))
 """)
 
-# What stands under two names right now: the partition about to be made, and its parent.
+# What stands right now under the names of partitions about to be made, and under that of their parent.
 STANDING = text("""
 SELECT ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = :schema AND c.relname = ANY (CAST(:children AS text[]))) AS children,

@@ -58,9 +58,14 @@ def script(plan: Plan, user: str | None = None) -> str:
     return said + _script_of(plan.steps, user)
 
 
-def _script_of(steps: Sequence[CreatePartition], user: str | None) -> str:
+def _script_of(
+    steps: Sequence[CreatePartition], user: str | None, turn_timeout_ms: int = TURN_TIMEOUT_MS
+) -> str:
     return "".join(
-        batches_script([Batch(render(step, user))], f"{step.table.schema}.{step.name}: {step.reason.value}")
+        batches_script(
+            [Batch(render(step, user, turn_timeout_ms))],
+            f"{step.table.schema}.{step.name}: {step.reason.value}",
+        )
         for step in steps
     )
 
@@ -79,13 +84,25 @@ def create_next(
     :return: those that stand now, and whether it was us who made them.
     """
     several = steps[:AT_ONCE]
-    made = _at_once(connection, several, user) if len(several) > 1 and takes_scripts(connection) else 0
+    made = 0
+    if len(several) > 1 and takes_scripts(connection):
+        made = _at_once(connection, several, user, _turn_timeout(give_up_at))
     if made:
         return [(step, True) for step in several[:made]]
     return [(steps[0], create_partition(connection, steps[0], user=user, give_up_at=give_up_at))]
 
 
-def _at_once(connection: Connection, steps: Sequence[CreatePartition], user: str | None) -> int:
+def _turn_timeout(give_up_at: float | None) -> int:
+    """Return how long to wait for our turn, in milliseconds."""
+    if give_up_at is None:
+        return TURN_TIMEOUT_MS
+    left = int((give_up_at - time.monotonic()) * 1000)
+    return min(max(left, LOCK_TIMEOUT_MS), TURN_TIMEOUT_MS)
+
+
+def _at_once(
+    connection: Connection, steps: Sequence[CreatePartition], user: str | None, turn_timeout_ms: int
+) -> int:
     """Send partitions in one message, as :func:`script` prints them, each a transaction of its own.
 
     Return how many of the first have been made by us: it ends with the first that fails, for any reason.
@@ -98,14 +115,15 @@ def _at_once(connection: Connection, steps: Sequence[CreatePartition], user: str
     try:
         with autocommit(connection):
             try:
-                send(connection, Statement(_script_of(steps, user)))
+                send(connection, Statement(_script_of(steps, user, turn_timeout_ms)))
             except DBAPIError:
                 if not connection.invalidated:
                     send(connection, Statement(ddl.Rollback().sql()))
                 raise
     except DBAPIError as error:
         if connection.invalidated:
-            raise StepFailed(table=str(table), partition=names[0], reason=reason(error)) from error
+            some = f"{names[0]}, or one of those up to {names[-1]},"
+            raise StepFailed(table=str(table), partition=some, reason=reason(error)) from error
         return _made_before(connection, steps, error)
     return len(steps)
 
@@ -114,15 +132,16 @@ def _made_before(connection: Connection, steps: Sequence[CreatePartition], error
     """Return how many of the first were made before the one that failed.
 
     Where a competitor was faster, what stands may be his: the name that the server tells, in whatever
-    language, is that of the first which is not ours.
+    language, is that of the first which is not ours. What he makes after another failure counts as ours.
     """
-    names = [step.name for step in steps]
+    table = steps[0].table
     with connection.begin():
-        stand, _ = catalog.standing(connection, steps[0].table.schema, names, steps[0].table.name)
+        stand = {(p.name, p.lower, p.upper) for p in catalog.partitions_of(connection, table)}
     if sqlstate(error) in LOST_RACE:
-        told = [name for name in names if name in str(error.orig)]
-        stand -= {max(told, key=len)} if told else stand
-    return next((number for number, name in enumerate(names) if name not in stand), len(names))
+        told = [step for step in steps if step.name in str(error.orig)]
+        steps = steps[: steps.index(max(told, key=lambda step: len(step.name)))] if told else ()
+    missing = (n for n, step in enumerate(steps) if (step.name, step.lower, step.upper) not in stand)
+    return next(missing, len(steps))
 
 
 def create_partition(
@@ -150,10 +169,7 @@ def create_partition(
         _refuse_if_hopeless(_holders(connection, step), step, callers)
     while True:
         try:
-            left = max(deadline + grace - time.monotonic(), 0)
-            return _attempt(
-                connection, step, user, min(max(int(left * 1000), LOCK_TIMEOUT_MS), TURN_TIMEOUT_MS)
-            )
+            return _attempt(connection, step, user, _turn_timeout(deadline + grace))
         except DBAPIError as error:
             code = sqlstate(error)
             if code in LOST_RACE:

@@ -33,6 +33,10 @@ from .settings import clock, config_schema, rehearsed
 
 logger = logging.getLogger("alembic_partitions")
 
+# Where time is short, how many partitions go in the first message: it cannot be cut off, and only then is it
+# known how long one takes.
+_FEW = 3
+
 #: Looking every few minutes, processes would fill the history with nothing.
 WriteDown: TypeAlias = Literal["always", "news", "never"]
 
@@ -254,18 +258,22 @@ def make(
     :param give_up_at: ``time.monotonic()`` after which none is begun.
     :param patience: the same for another try of one whose locks are not to be had.
     """
-    left = list(steps)
+    left, most = list(steps), len(steps) if give_up_at is None else _FEW
     while left:
-        if work.error is not None or (give_up_at is not None and time.monotonic() > give_up_at):
+        began = time.monotonic()
+        if work.error is not None or (give_up_at is not None and began > give_up_at):
             work.missing += left
             return
         try:
-            done = executor.create_next(connection, left, user=user, give_up_at=patience)
+            done = executor.create_next(connection, left[:most], user=user, give_up_at=patience)
         except (PartitionError, DBAPIError) as error:
             work.error = str(error) if isinstance(error, PartitionError) else reason(error)
             logger.warning("partitions of %s: %s", work.plan.table, work.error)
             continue
         del left[: len(done)]
+        if give_up_at is not None:
+            now = time.monotonic()
+            most = max(int((give_up_at - now) * len(done) / max(now - began, 0.001)), 1)
         for step, by_us in done:
             if by_us:
                 work.created.append(step.name)

@@ -197,7 +197,7 @@ def _retain(
 ) -> None:
     idle = _idle(connection, works, when, orders)
     for work in works:
-        planned = idle.get(str(work.table)) or _planned(connection, work, when, orders)
+        planned = idle.get((work.table.schema, work.table.name)) or _planned(connection, work, when, orders)
         if planned is None:
             continue
         if planned.problem is not None:
@@ -219,7 +219,9 @@ def _retain(
         )
 
 
-def _idle(connection: Connection, works: Sequence[_Work], when: Moment, orders: Orders) -> dict[str, Planned]:
+def _idle(
+    connection: Connection, works: Sequence[_Work], when: Moment, orders: Orders
+) -> dict[tuple[str, str], Planned]:
     """Plan all tables at once, and return the plans of those of which nothing goes.
 
     The others are looked at again, each just before something of it goes.
@@ -229,7 +231,8 @@ def _idle(connection: Connection, works: Sequence[_Work], when: Moment, orders: 
             planned = plan_tables(connection, [work.table for work in works], when, orders.archive_to)
     except Exception:  # noqa: BLE001  # which table it is, is told when each is looked at by itself
         return {}
-    return {str(item.retention.table): item for item in planned if not item.retention.steps}
+    tables = {(p.retention.table.schema, p.retention.table.name): p for p in planned}
+    return {name: item for name, item in tables.items() if not item.retention.steps}
 
 
 def _planned(connection: Connection, work: _Work, when: Moment, orders: Orders) -> Planned | None:

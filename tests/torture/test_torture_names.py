@@ -85,7 +85,7 @@ def test_a_policy_is_right_and_comes_back_or_is_refused_in_our_words(cases: Case
         with cases.ours():
             policy.changed(**{dice.choice([*policy.to_dict(), "no_such"]): oddity(dice)})
 
-    cases.play("policies of any fields", share(3500), act)
+    cases.play("policies of any fields", share(4500), act)
 
 
 def test_whatever_stands_there_a_plan_fits_around_it(cases: Cases) -> None:
@@ -122,7 +122,7 @@ def test_whatever_stands_there_a_plan_fits_around_it(cases: Cases) -> None:
         with cases.ours():
             health.assess(plan_horizon(table, now), now, runway=runway_of(table, now))
 
-    cases.play("plans around odd partitions", share(2500), act, hopeless=False)
+    cases.play("plans around odd partitions", share(3000), act, hopeless=False)
 
 
 def _fits(plan: Plan) -> None:
@@ -195,7 +195,7 @@ def test_a_text_or_a_value_is_a_time_or_is_refused_in_our_words(
                 with cases.ours():
                     grid.at(rows.rounded(key, dice.choice((None, 0, 3))))
 
-    cases.play("values and texts for times", share(1500), act)
+    cases.play("values and texts for times", share(1730), act)
 
 
 def _zone(dice: Any) -> dict[str, Any]:
