@@ -38,9 +38,11 @@ from alembic_partitions.plan import (
 
 from .draining import has_rows
 from .keys import key_column, printed_ends
+from .queries import IS_DISTRIBUTED
 from .values import value_of
 
-_TABLE = text("""
+_TABLE = text(
+    """
 SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.relowner) AS owner,
        c.relkind::text AS kind, c.relpersistence::text AS persistence, c.relispartition AS is_partition,
        EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid) AS inherits,
@@ -55,10 +57,9 @@ SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.r
        END AS replica_identity,
        (SELECT i.relname FROM pg_class i WHERE i.oid = x.indexrelid) AS replica_index,
        EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid) AS is_subscribed,
-       -- Citus' own, on each of its tables.
-       EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
-               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
-               AND f.pronamespace = 'pg_catalog'::regnamespace) AS is_distributed,
+       """
+    + IS_DISTRIBUTED
+    + """ AS is_distributed,
        pg_has_role(c.relowner, 'USAGE') AS is_owned,
        has_schema_privilege(n.oid, 'CREATE') AND has_schema_privilege(c.relowner, n.oid, 'CREATE')
            AS may_create,
@@ -69,7 +70,8 @@ FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_index x ON x.indrelid = c.oid AND x.indisreplident
 WHERE n.nspname = :schema AND c.relname = :name AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'i', 'I', 'c')
-""")
+"""
+)
 
 # attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set.
 _COLUMNS = text("""

@@ -11,9 +11,12 @@ from sqlalchemy.engine import Row
 
 from alembic_partitions.plan import Constraint, Index, ManagedTable, Relation
 
+from .queries import IS_DISTRIBUTED
+
 # attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set; 0 on a dropped column up to 16.
 # An index of a replica identity that was dropped since stays as 'i', and means NOTHING.
-_RELATIONS = text("""
+_RELATIONS = text(
+    """
 SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.relowner) AS owner,
        c.relkind::text AS kind, obj_description(c.oid, 'pg_class') AS mark, c.relrowsecurity AS row_security,
        CASE WHEN c.relreplident = 'i' AND r.indexrelid IS NULL THEN 'n'
@@ -22,10 +25,9 @@ SELECT c.oid AS oid, n.nspname AS schema, c.relname AS name, pg_get_userbyid(c.r
        (SELECT json_object_agg(a.attname, a.attstattarget)::text FROM pg_attribute a
         WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
           AND a.attstattarget >= 0) AS statistics,
-       -- Citus' own, on each of its tables.
-       EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
-               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
-               AND f.pronamespace = 'pg_catalog'::regnamespace) AS distributed
+       """
+    + IS_DISTRIBUTED
+    + """ AS distributed
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_index r ON r.indrelid = c.oid AND r.indisreplident
@@ -33,7 +35,8 @@ WHERE c.oid = CAST(:parent AS oid)
    OR c.oid IN (SELECT i.inhrelid FROM pg_inherits i
                 WHERE i.inhparent = CAST(:parent AS oid) AND NOT i.inhdetachpending)
 ORDER BY c.oid <> CAST(:parent AS oid), c.relname
-""")
+"""
+)
 
 # The definition from USING on: what stands before it is written here as PostgreSQL does, names and all, so
 # that no name can be mistaken for it. search_path is pg_catalog, so every name has its schema.

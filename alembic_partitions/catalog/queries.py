@@ -26,11 +26,16 @@ ORDER BY n.nspname
 # nodes. Asked only where FIND_CONFIG has found Citus.
 IS_WORKER = text("SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_local_group WHERE groupid <> 0)")
 
+# Whether Citus keeps the rows of c: each table that its pg_dist_partition lists bears a trigger of its own.
+# That catalog cannot be named where there is no Citus.
+IS_DISTRIBUTED = """EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
+               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
+               AND f.pronamespace = 'pg_catalog'::regnamespace)"""
+
 # Tables partitioned by something, with their first key column and what LIKE and ATTACH leave behind.
 # attstattarget: -1 up to PostgreSQL 16, NULL from 17 on, where none is set; 0 on a dropped column up to 16.
-# relam is 0 up to 16. Each table that Citus' pg_dist_partition lists bears a trigger of Citus' own; that
-# catalog cannot be named where there is no Citus.
-_PARENTS = """
+# relam is 0 up to 16.
+_PARENTS = f"""
 SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS kind,
        p.partstrat::text AS strategy, p.partnatts AS natts,
        a.attname AS key,
@@ -58,9 +63,7 @@ SELECT n.nspname AS schema, c.relname AS name, c.oid AS oid, c.relkind::text AS 
               UNION SELECT tgconstrrelid FROM pg_trigger WHERE tgrelid = c.oid AND tgconstrrelid <> 0) k
         JOIN pg_class r ON r.oid = k.other AND NOT r.relispartition
         JOIN pg_namespace o ON o.oid = r.relnamespace) AS key_tables,
-       EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
-               WHERE g.tgrelid = c.oid AND f.proname = 'citus_truncate_trigger'
-               AND f.pronamespace = 'pg_catalog'::regnamespace) AS distributed
+       {IS_DISTRIBUTED} AS distributed
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 LEFT JOIN pg_partitioned_table p ON p.partrelid = c.oid

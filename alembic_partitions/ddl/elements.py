@@ -104,6 +104,15 @@ class DropTable(OfTable):
         return f"DROP TABLE {self.table}"
 
 
+def is_distributed(relation: str) -> str:
+    """Write the condition that Citus keeps the rows of a table: each of those bears a trigger of its own."""
+    return (
+        "EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid"
+        f" WHERE g.tgrelid = {relation} AND f.proname = 'citus_truncate_trigger'"
+        " AND f.pronamespace = 'pg_catalog'::regnamespace)"
+    )
+
+
 def dollar_quoted(body: str) -> str:
     """Write a PL/pgSQL block in dollar quotes that no name inside can close."""
     tag = "$alembic_partitions$"

@@ -16,7 +16,7 @@ from alembic_partitions.plan import (
     RUNS_MARK,
 )
 
-from .elements import DIALECT, Element, do_block, qualified, quoted_text
+from .elements import DIALECT, Element, do_block, is_distributed, qualified, quoted_text
 from .partitions import (
     Attach,
     CreateLike,
@@ -157,12 +157,7 @@ class DropEmptyPartitions(Element):
             quoted_text(qualified(self.home, self.name)),
             quoted_text(PARTITION_MARK + self.made_by),
         )
-        # Citus keeps the rows of its tables elsewhere, and marks these by a trigger of its own.
-        held = (
-            "(pg_relation_size(part) > 0 OR EXISTS (SELECT FROM pg_trigger g"
-            " JOIN pg_proc f ON f.oid = g.tgfoid"
-            " WHERE g.tgrelid = part AND f.proname = 'citus_truncate_trigger'))"
-        )
+        held = f"(pg_relation_size(part) > 0 OR {is_distributed('part')})"
         return do_block(
             "DECLARE part regclass; pending boolean; filled boolean;\n"
             "  security text := current_setting('row_security');\nBEGIN\n"

@@ -108,7 +108,7 @@ class Contender:
 
         holder = threading.Thread(target=hold)
         holder.start()
-        opened.wait()
+        assert opened.wait(60)
         with writer.at_work():
             end = time.monotonic() + OPEN + 0.5
             self.work(end + PATIENCE)
@@ -214,6 +214,7 @@ def test_the_longest_wait_of_a_writer(databases: Databases, refer: bool) -> None
     more = told(databases, title, contenders)
     mine = contenders[OURS]
     assert set(mine.made) == {DAYS}
+    assert min(mine.writes) > 20 * OPEN  # else nobody was there to wait
     assert not any(mine.failed)
     RECORD.judge(f"a writer's longest wait beside an open transaction, {key}: more", more, BUDGET, "ms")
     if QUICK and refer:

@@ -314,6 +314,7 @@ def test_nobody_waits_for_us(
         assert side.trouble == []
         assert side.watcher.looks > OPEN
         assert side.watcher.behind_us < BEHIND_US
+        assert len(side.told.took) > 20 * OPEN  # else nobody was there to wait
     done, watcher = sides["with"].done, sides["with"].watcher
     assert done["created"] + done["rows by the hook"] > 0
     asked = watcher.exclusive.get("events", set())

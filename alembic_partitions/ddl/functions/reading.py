@@ -1,5 +1,7 @@
 """What is managed, and what its partitions are: ``t`` is one such table as jsonb."""
 
+from alembic_partitions.ddl.elements import is_distributed
+
 from .routine import Routine
 
 NOW = Routine(
@@ -272,10 +274,9 @@ IS_DISTRIBUTED = Routine(
     "_partition_is_distributed",
     "relation oid",
     "boolean",
-    """
+    f"""
 BEGIN
-  RETURN EXISTS (SELECT FROM pg_trigger g JOIN pg_proc f ON f.oid = g.tgfoid
-    WHERE g.tgrelid = relation AND f.proname = 'citus_truncate_trigger');
+  RETURN {is_distributed("relation")};
 END
 """,
     "whether Citus keeps the rows of a table, in shards",
