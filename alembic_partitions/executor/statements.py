@@ -59,8 +59,9 @@ class Batch:
 
 def remark(text: str) -> str:
     """Return a comment of one line: names come from the catalog, and a line break in one would end it."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return f"-- {''.join(shown)}"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return f"-- {text}"
 
 
 def transaction(
