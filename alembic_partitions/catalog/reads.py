@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import pytz
@@ -15,6 +16,7 @@ from sqlalchemy import (
     CTE,
     Connection,
     FromClause,
+    Select,
     Text,
     cast,
     column,
@@ -145,6 +147,26 @@ def read_snapshot(
     """
     for name in tables or ():
         check_text("table", name)
+    rows = connection.execute(
+        _snapshot_query(config_schema, partitions == "horizon"),
+        {"rehearsed": rehearsed} if partitions == "horizon" else {},
+    ).all()
+    fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
+    pairs = [(managed_table(row, fields), row) for row in rows if row.table_name is not None]
+    if tables is not None:
+        pairs = [(t, row) for t, row in pairs if t.name in tables or str(t) in tables]
+    found = [item for item, _ in pairs]
+    if partitions == "all":
+        found = list(with_partitions(connection, found))
+    elif partitions == "horizon":
+        found = [_filled(t, [*map(Child._make, json.loads(row.parts or "[]"))]) for t, row in pairs]
+    first = rows[0]
+    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(found))
+
+
+@lru_cache(maxsize=64)
+def _snapshot_query(config_schema: str, horizon: bool) -> Select[Any]:
+    """Return the query for what is managed: putting it together takes longer than reading its answer."""
     fields = [item.name for item in dataclasses.fields(PartitionPolicy)]
     names = ["table_schema", "table_name", *("partition_key" if name == "key" else name for name in fields)]
     named = [name for name in names if name not in CONFIG_ADDED]
@@ -159,24 +181,11 @@ def read_snapshot(
     parents = queries.CONFIGURED_PARENT.lateral("parents")
     source = session.outerjoin(config, true()).outerjoin(parents, true())
     query = select(session.c.now, session.c.in_recovery, session.c.user, config, *added, parents)
-    if partitions == "horizon":
+    if horizon:
         near = _horizons(session, config)
         query = query.add_columns(near.c.parts)
         source = source.outerjoin(near, near.c.parent == parents.c.oid)
-    rows = connection.execute(
-        query.select_from(source).order_by(config.c.table_schema, config.c.table_name),
-        {"rehearsed": rehearsed} if partitions == "horizon" else {},
-    ).all()
-    pairs = [(managed_table(row, fields), row) for row in rows if row.table_name is not None]
-    if tables is not None:
-        pairs = [(t, row) for t, row in pairs if t.name in tables or str(t) in tables]
-    found = [item for item, _ in pairs]
-    if partitions == "all":
-        found = list(with_partitions(connection, found))
-    elif partitions == "horizon":
-        found = [_filled(t, [*map(Child._make, json.loads(row.parts or "[]"))]) for t, row in pairs]
-    first = rows[0]
-    return Snapshot(config_schema, first.now, first.in_recovery, first.user, tuple(found))
+    return query.select_from(source).order_by(config.c.table_schema, config.c.table_name)
 
 
 def _horizons(session: CTE, config: FromClause) -> CTE:

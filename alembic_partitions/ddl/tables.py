@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import pytz
 from sqlalchemy import (
     BigInteger,
@@ -96,6 +98,7 @@ def config_table(schema: str | None) -> Table:
     )
 
 
+@lru_cache(maxsize=64)
 def runs_table(schema: str | None) -> Table:
     """Return partition_runs: one row a run that changed something or failed."""
     return Table(

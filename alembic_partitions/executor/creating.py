@@ -108,12 +108,11 @@ def _at_once(
     Return how many of the first have been made by us: it ends with the first that fails, for any reason.
     """
     table, names = steps[0].table, [step.name for step in steps]
-    with connection.begin():
-        stand, parent = catalog.standing(connection, table.schema, names, table.name)
-    if stand or parent != table.oid:
-        return 0
     try:
         with autocommit(connection):
+            stand, parent = catalog.standing(connection, table.schema, names, table.name)
+            if stand or parent != table.oid:
+                return 0
             try:
                 send(connection, Statement(_script_of(steps, user, turn_timeout_ms)))
             except DBAPIError:
