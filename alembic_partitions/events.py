@@ -130,7 +130,8 @@ def keep(
     :param ddl_url: a dedicated role for DDL, used through the engine's own driver; the application then
         needs INSERT and SELECT alone, and there is no fall-back to it.
     :param schema: where partition_config lives; ``None`` finds it by our mark.
-    :param refresh: how long what is known of coverage is believed.
+    :param refresh: how long at most what is known of coverage is believed; the next look comes by chance in
+        its last quarter, so that processes which start together do not go on asking together.
     :param wait: how long a hook may take.
     :param on_error: ``"log"`` never takes the application down; ``"raise"`` raises what a look met.
     :return: a keeper; for an async engine one whose calls are awaited.

@@ -80,5 +80,6 @@ def forget(names: Any) -> None:
     known: dict[str, Any] = vars(pytz)["_tzinfo_cache"]
     for name in names:
         known.pop(name, None)
-    for kept in (periods.zone, periods.changes_clocks, periods.first_instant, periods._hour_marks):
-        kept.cache_clear()
+    for kept in vars(periods).values():
+        if hasattr(kept, "cache_clear"):
+            kept.cache_clear()
