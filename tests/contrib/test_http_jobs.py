@@ -231,7 +231,7 @@ def test_no_more_jobs_are_remembered_than_fifty(engine: Engine, monkeypatch: pyt
 def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
     site: Web, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, made = executor.create_partition, []
+    real, made = executor.creating.create_partition, []
 
     def create_partition(side: Connection, step: CreatePartition, **kw: Any) -> bool:
         made.append(step.name)
@@ -244,7 +244,7 @@ def test_a_database_that_goes_away_in_the_middle_leaves_nothing_half_done(
         return real(side, step, **kw)
 
     monkeypatch.setattr(executor.creating, "AT_ONCE", 1)
-    monkeypatch.setattr(executor, "create_partition", create_partition)
+    monkeypatch.setattr(executor.creating, "create_partition", create_partition)
     before = partitions(engine)
     job = site.done("create", {"table": "odds", "count": 5})
     assert job["status"] == "failed"
