@@ -18,6 +18,10 @@ ALL_DRIVERS = (*SYNC_DRIVERS, "asyncpg")
 TIME_ZONE = "America/St_Johns"
 
 
+OF_THIS_DATABASE = "database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+"""For pg_locks, which tells of the whole server: other tests run on it at the same time."""
+
+
 def locks_referrers(server_version: int) -> bool:
     """Tell whether ATTACH locks the tables that refer to the parent: from 15.9, 16.5 and 17.1 on."""
     return server_version >= {15: 150009, 16: 160005, 17: 170001}.get(server_version // 10000, 0)

@@ -356,7 +356,10 @@ def test_on_an_event_loop(engine: Engine, database: Database, monkeypatch: pytes
         monkeypatch.setattr(Keeper, "maintain", maintain)
         await keeper.start(every="12h")
         schedule_ = keeper.sync_keeper.schedule
-        sleeping = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%sleep(600)' AND state = 'active'"
+        sleeping = (
+            "SELECT 1 FROM pg_stat_activity"
+            " WHERE datname = current_database() AND query LIKE '%sleep(600)' AND state = 'active'"
+        )
         await came(lambda: schedule_._work.busy and rows(engine, sleeping))
         await keeper.stop(timeout="100 ms")
         assert asyncio.all_tasks() == before

@@ -26,7 +26,7 @@ from alembic_partitions.drivers import backend_pid
 from alembic_partitions.errors import ConfigurationError, SettingError
 from alembic_partitions.executor import creating
 from alembic_partitions.sessions import in_autocommit, side_connection
-from tests.databases import Database, Databases, Roles
+from tests.databases import OF_THIS_DATABASE, Database, Databases, Roles
 from tests.db.test_operations import OTHERWISE, half_detach
 from tests.postgres import Server
 from tests.tables import (
@@ -884,16 +884,16 @@ def test_killed_before_any_statement_leaves_nothing_and_the_next_run_completes(
     assert killed is not None
     assert killed.startswith(beginning)
     assert catalog(laden) == before
-    assert scalar(laden, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'" + OF_THIS_DATABASE) == 0
+    assert (
+        scalar(laden, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND " + OF_THIS_DATABASE)
+        == 0
+    )
     assert ensure(laden).created == 1
     assert rows(
         laden,
         "SELECT relreplident, relrowsecurity, obj_description(oid, 'pg_class') FROM pg_class"
         " WHERE oid = 'odds_2026_04_05'::regclass",
     ) == [("i", True, "alembic_partitions: made by ensure")]
-
-
-OF_THIS_DATABASE = " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
 
 
 def test_the_kills_above_are_all_there_are(laden: Engine) -> None:

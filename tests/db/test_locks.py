@@ -16,7 +16,7 @@ from alembic_partitions import executor, maintenance
 from alembic_partitions.errors import LockNotAvailable
 from alembic_partitions.executor import creating
 from alembic_partitions.plan import CreatePartition
-from tests.databases import Database, locks_referrers
+from tests.databases import OF_THIS_DATABASE, Database, locks_referrers
 from tests.tables import NOW, columns, declare, listening, partitions, policy, rows, run, scalar
 
 ACCESS_EXCLUSIVE = "AccessExclusiveLock"
@@ -352,7 +352,7 @@ def test_nobody_queues_behind_a_step_that_waits(
     monkeypatch.setattr(creating, "LOCK_TIMEOUT_MS", 60_000)  # or it would be over before we can look
     waiting = (
         "SELECT l.mode FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
-        " WHERE c.relname = 'odds' AND NOT l.granted"
+        " WHERE c.relname = 'odds' AND NOT l.granted AND " + OF_THIS_DATABASE
     )
     with ThreadPoolExecutor() as pool, engine.connect() as holder:
         holder.execute(text("LOCK TABLE odds IN SHARE UPDATE EXCLUSIVE MODE"))

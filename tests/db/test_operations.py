@@ -29,7 +29,7 @@ from alembic_partitions.operations import (
     DropPartitionedTableOp,
     DropPartitionsOp,
 )
-from tests.databases import Database, Roles
+from tests.databases import OF_THIS_DATABASE, Database, Roles
 from tests.projects import Project
 from tests.tables import (
     NOW,
@@ -518,15 +518,12 @@ def test_drop_partitions_never_drops_a_row_that_is_just_being_written(
     with ThreadPoolExecutor() as pool, engine.connect() as writer:
         writer.execute(sa.text("INSERT INTO odds (at) VALUES ('2026-06-01 13:37:11+12')"))
         migrating = pool.submit(drop_partitions)
-        while not scalar(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = " + HERE):
+        while not scalar(engine, "SELECT count(*) FROM pg_locks WHERE NOT granted AND " + OF_THIS_DATABASE):
             assert not migrating.done()
         writer.commit()
         migrating.result()
     assert scalar(engine, "SELECT count(*) FROM odds") == 1
     assert [name for name in partitions(engine) if "_06_" in name] == ["odds_2026_06_01"]
-
-
-HERE = "(SELECT oid FROM pg_database WHERE datname = current_database())"
 
 
 def test_create_partitions_fills_around_what_stands(engine: Engine) -> None:

@@ -79,7 +79,10 @@ class Writers:
 
 
 ODDS = sa.table("odds", sa.column("at", sa.DateTime(timezone=True)))
-FINALIZING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FINALIZE'"
+FINALIZING = (
+    "SELECT count(*) FROM pg_stat_activity"
+    " WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%FINALIZE'"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from alembic_partitions.executor import swapping
 from alembic_partitions.maintenance import space
 from alembic_partitions.plan import Finding, Refusal
 from tests.clock import Clock
-from tests.databases import Database, Roles
+from tests.databases import OF_THIS_DATABASE, Database, Roles
 from tests.ledger import LEVELS, Writer, at_work, differences, keep_ledger
 from tests.tables import (
     NOW,
@@ -358,7 +358,7 @@ def test_one_who_uses_the_table_for_long_is_left_alone(
         result = split(engine)
         assert result.error is not None
         assert "AccessShareLock on odds" in result.error
-        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND " + OF_THIS_DATABASE
         assert scalar(engine, waiting) == 0
     assert split(engine).error is None
     noted = rows(engine, "SELECT error IS NOT NULL FROM partition_runs WHERE action = 'split' ORDER BY id")

@@ -15,7 +15,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, text
 
 from alembic_partitions import deploy, upgrade_lock_key
-from tests.databases import Database, Databases
+from tests.databases import OF_THIS_DATABASE, Database, Databases
 from tests.projects import Project, finish
 
 pytestmark = pytest.mark.processes
@@ -71,11 +71,7 @@ def key_of(engine: Engine, **names: str) -> int:
 
 def advisory_locks(engine: Engine) -> int:
     return int(
-        scalar(
-            engine,
-            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database ="
-            " (SELECT oid FROM pg_database WHERE datname = current_database())",
-        )
+        scalar(engine, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND " + OF_THIS_DATABASE)
     )
 
 
@@ -405,7 +401,7 @@ def test_a_killed_replica_leaves_no_lock(project: Project, engine: Engine) -> No
         while not connection.scalar(
             text(
                 "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%killed here%'"
-                " AND pid <> pg_backend_pid()"
+                " AND datname = current_database() AND pid <> pg_backend_pid()"
             )
         ):
             connection.rollback()
@@ -417,7 +413,7 @@ def test_a_killed_replica_leaves_no_lock(project: Project, engine: Engine) -> No
         connection.execute(
             text(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%killed here%'"
-                " AND pid <> pg_backend_pid()"
+                " AND datname = current_database() AND pid <> pg_backend_pid()"
             )
         )
     project.run("upgrade", "head").succeeded()

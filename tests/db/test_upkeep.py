@@ -12,6 +12,7 @@ from alembic_partitions import maintenance
 from alembic_partitions.executor import tending
 from alembic_partitions.executor.creating import UPKEEP
 from tests.clock import Clock
+from tests.databases import OF_THIS_DATABASE
 from tests.db.test_retention import KEPT, PAST, history, somebody
 from tests.tables import NOW, declare, listening, partitions, policy, rows, run, scalar
 
@@ -132,7 +133,8 @@ def test_whoever_makes_a_partition_cancels_it(engine: Engine) -> None:
     thread.start()
     holds = (
         "SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
-        " WHERE c.relname = 'odds' AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted"
+        " WHERE c.relname = 'odds' AND l.mode = 'ShareUpdateExclusiveLock' AND l.granted AND "
+        + OF_THIS_DATABASE
     )
     while not scalar(engine, holds):
         time.sleep(0.05)
