@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Engine, create_engine
 
 from alembic_partitions import PartitionPolicy, maintenance
 from tests.clock import Clock
@@ -61,8 +61,7 @@ def killer(database: Database) -> Iterator[Killer]:
 
 @pytest.fixture
 def server(database: Database) -> Iterator[Engine]:
-    """Without a pool: the schema is dropped again and again."""
-    engine = create_engine(database.url, poolclass=NullPool)
+    engine = create_engine(database.url)
     yield engine
     engine.dispose()
 
