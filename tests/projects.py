@@ -16,6 +16,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL
 
+from tests import warm
+
 PROGRAM = "alembic-partitions: "
 
 _REVISION = """
@@ -124,27 +126,38 @@ class Project:
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
         """Run `alembic-partitions` with these arguments."""
-        return finish(self.start(*arguments, env=env))
+        return self._run("alembic_partitions", *arguments, env=env)
 
     def alembic(self, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
         """Run plain `alembic`."""
-        return finish(self._popen("alembic.config", *arguments, env=env))
+        return self._run("alembic.config", *arguments, env=env)
+
+    def _run(self, module: str, *arguments: str, env: Mapping[str, str] | None) -> Outcome:
+        settled_at_start = any(name.startswith("PYTHON") for name in env or ())
+        if settled_at_start or not hasattr(os, "fork"):
+            return finish(self._popen(module, *arguments, env=env))
+        return Outcome(*warm.run(module, arguments, self.folder, _environment(env)))
 
     def _popen(self, module: str, *arguments: str, env: Mapping[str, str] | None) -> subprocess.Popen[str]:
-        names = ("DATABASE_URL", "ALEMBIC_CONFIG", "MIGRATION_LOCK_TIMEOUT_SECONDS")
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in names and not name.startswith("ALEMBIC_PARTITIONS_")
-        }
         return subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=self.folder,
-            env={**inherited, **(env or {})},
+            env=_environment(env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+def _environment(given: Mapping[str, str] | None) -> dict[str, str]:
+    """Return what a command finds: nothing of ours that is not given."""
+    names = ("DATABASE_URL", "ALEMBIC_CONFIG", "MIGRATION_LOCK_TIMEOUT_SECONDS")
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in names and not name.startswith("ALEMBIC_PARTITIONS_")
+    }
+    return {**inherited, **(given or {})}
 
 
 def finish(process: subprocess.Popen[str]) -> Outcome:

