@@ -5,6 +5,7 @@ What :func:`render` returns is what :func:`create_partition` sends, byte for byt
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Collection, Container, Sequence
@@ -30,6 +31,8 @@ UPKEEP = "alembic-partitions upkeep"
 AT_ONCE = 30
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25  # seconds
+# A look so young, in seconds, is as good as another: a competitor may come between that and the message, too.
+_FRESH = 0.1
 # A competitor made it first (or something else stands there): duplicate table, object, key, overlap.
 LOST_RACE = {"42P07", "42710", "23505", "42P17"}
 
@@ -76,17 +79,19 @@ def create_next(
     *,
     user: str | None = None,
     give_up_at: float | None = None,
+    looked_at: float = -math.inf,
 ) -> list[tuple[CreatePartition, bool]]:
     """Make the first of some partitions of one table: as many as go in one message while nothing is in the
     way, or else one, as :func:`create_partition` does and raises.
 
     :param connection: not in a transaction.
+    :param looked_at: ``time.monotonic()`` when their names were free and the parent stood.
     :return: those that stand now, and whether it was us who made them.
     """
     several = steps[:AT_ONCE]
     made = 0
     if len(several) > 1 and takes_scripts(connection):
-        made = _at_once(connection, several, user, _turn_timeout(give_up_at))
+        made = _at_once(connection, several, user, _turn_timeout(give_up_at), looked_at)
     if made:
         return [(step, True) for step in several[:made]]
     return [(steps[0], create_partition(connection, steps[0], user=user, give_up_at=give_up_at))]
@@ -101,7 +106,11 @@ def _turn_timeout(give_up_at: float | None) -> int:
 
 
 def _at_once(
-    connection: Connection, steps: Sequence[CreatePartition], user: str | None, turn_timeout_ms: int
+    connection: Connection,
+    steps: Sequence[CreatePartition],
+    user: str | None,
+    turn_timeout_ms: int,
+    looked_at: float,
 ) -> int:
     """Send partitions in one message, as :func:`script` prints them, each a transaction of its own.
 
@@ -110,9 +119,10 @@ def _at_once(
     table, names = steps[0].table, [step.name for step in steps]
     try:
         with autocommit(connection):
-            stand, parent = catalog.standing(connection, table.schema, names, table.name)
-            if stand or parent != table.oid:
-                return 0
+            if time.monotonic() > looked_at + _FRESH:
+                stand, parent = catalog.standing(connection, table.schema, names, table.name)
+                if stand or parent != table.oid:
+                    return 0
             try:
                 send(connection, Statement(_script_of(steps, user, turn_timeout_ms)))
             except DBAPIError:

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, TypeAlias
 
 from sqlalchemy import Connection
@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from alembic_partitions import catalog, executor
 from alembic_partitions.drivers import reason
-from alembic_partitions.errors import NotManagedError, PartitionError, PolicyError
+from alembic_partitions.errors import NotManagedError, PartitionError, PolicyError, WindowRangeError
 from alembic_partitions.plan import (
     CreatePartition,
     ManagedTable,
@@ -37,6 +37,8 @@ logger = logging.getLogger("alembic_partitions")
 # known how long one takes.
 _FEW = 3
 
+_SOON = timedelta(hours=1)
+
 #: Looking every few minutes, processes would fill the history with nothing.
 WriteDown: TypeAlias = Literal["always", "news", "never"]
 
@@ -49,6 +51,8 @@ class Work:
     created: list[str] = field(default_factory=list)
     missing: list[CreatePartition] = field(default_factory=list)
     error: str | None = None
+    #: ``time.monotonic()`` when it was planned: what names are free.
+    planned_at: float = field(default_factory=time.monotonic)
 
 
 def with_retention(tables: Sequence[ManagedTable], retention: str | None) -> list[ManagedTable]:
@@ -139,7 +143,7 @@ def ensure(
         return Report(tuple(result_of(work) for work in works))
 
     with written_down_if_stopped(connection, snapshot, "ensure", so_far):
-        _make_all(connection, works, snapshot.user, give_up_at, progress or (lambda line: None))
+        _make_all(connection, works, snapshot.user, now, give_up_at, progress or (lambda line: None))
     report = so_far()
     news = report.created or report.failure != (known_failure if report.failure else None)
     if write_down == "always" or (write_down == "news" and news):
@@ -151,17 +155,31 @@ def _make_all(
     connection: Connection,
     works: Sequence[Work],
     user: str,
+    now: datetime,
     give_up_at: float | None,
     tell: Callable[[str], None],
 ) -> None:
-    # Every table's current and next window before any table's far horizon: time may run out.
+    # Every table's current and next window before any table's far horizon: time may run out, or one of these
+    # begin while we wait for the locks of another table. With hours to go, all of a table go along.
+    hurry = give_up_at is not None or any(_begins_soon(s, now) for work in works for s in work.plan.steps)
     for near in (True, False):
-        todo = [(w, [s for s in w.plan.steps if (s.distance <= 1) is near]) for w in works if not w.error]
+        todo = [
+            (w, [s for s in w.plan.steps if (hurry and s.distance <= 1) is near])
+            for w in works
+            if not w.error
+        ]
         todo = [(work, steps) for work, steps in todo if steps]
         for number, (work, steps) in enumerate(todo):
             patience = _share(give_up_at, len(todo) - number)
             for step in make(connection, steps, work, user, give_up_at, patience):
                 tell(f"{work.plan.table}: made {step.name}")
+
+
+def _begins_soon(step: CreatePartition, now: datetime) -> bool:
+    try:
+        return step.lower <= step.table.grid.key_at(now + _SOON)
+    except (WindowRangeError, OverflowError):  # the calendar ends within the hour
+        return True
 
 
 def with_free_names(connection: Connection, make: Callable[[Container[str]], Plan]) -> Plan:
@@ -186,9 +204,26 @@ def _plans(connection: Connection, tables: Sequence[ManagedTable], now: datetime
     }
     wanting = {number: table for number, table in enumerate(tables) if number not in plans}
     if wanting:
-        whole = list(catalog.with_partitions(connection, list(wanting.values())))
-        plans |= {n: _plan(connection, table, now) for n, table in zip(wanting, whole, strict=True)}
+        whole = catalog.with_partitions(connection, list(wanting.values()))
+        plans |= dict(zip(wanting, _plans_of_whole(connection, list(whole), now), strict=True))
     return [plans[number] for number in range(len(tables))]
+
+
+def _plans_of_whole(connection: Connection, tables: Sequence[ManagedTable], now: datetime) -> Iterator[Plan]:
+    """Plan tables of which all is known, asking once for the names that all of them need."""
+    plans = [plan_horizon(table, now) for table in tables]
+    needed: dict[str, list[str]] = {}
+    for found in plans:
+        needed.setdefault(found.table.schema, []).extend(step.name for step in found.steps)
+    taken = {
+        schema: catalog.names_in_use(connection, schema, names) for schema, names in needed.items() if names
+    }
+    for found in plans:
+        names = {step.name for step in found.steps}
+        fits = not any(map(is_off_grid, found.findings)) and names.isdisjoint(
+            taken.get(found.table.schema, ())
+        )
+        yield found if fits else _plan(connection, found.table, now)
 
 
 def snapshot_of(
@@ -265,7 +300,9 @@ def make(
             work.missing += left
             return
         try:
-            done = executor.create_next(connection, left[:most], user=user, give_up_at=patience)
+            done = executor.create_next(
+                connection, left[:most], user=user, give_up_at=patience, looked_at=work.planned_at
+            )
         except (PartitionError, DBAPIError) as error:
             work.error = str(error) if isinstance(error, PartitionError) else reason(error)
             logger.warning("partitions of %s: %s", work.plan.table, work.error)
