@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
@@ -41,14 +41,24 @@ def render(
     step: CreatePartition, user: str | None = None, turn_timeout_ms: int = TURN_TIMEOUT_MS
 ) -> tuple[Statement, ...]:
     """Return the statements that make one partition, between BEGIN and COMMIT."""
+    elements = [*_taking_turns(step, turn_timeout_ms), *_making(step, user)]
+    return _statements(step, elements)
+
+
+def _taking_turns(step: CreatePartition, timeout_ms: int) -> list[ddl.Element]:
     assert step.table.oid is not None
-    opening: list[ddl.Element] = [
-        ddl.SetLockTimeout(turn_timeout_ms),
-        ddl.LockParent(step.table.oid),
+    return [ddl.SetLockTimeout(timeout_ms), ddl.LockParent(step.table.oid)]
+
+
+def _making(step: CreatePartition, user: str | None) -> list[ddl.Element]:
+    return [
         *ddl.distribution(step.table.traits.distributed),
         ddl.SetLockTimeout(LOCK_TIMEOUT_MS),
+        *ddl.partition_elements(step, user),
     ]
-    elements = [*opening, *ddl.partition_elements(step, user)]
+
+
+def _statements(step: CreatePartition, elements: Iterable[ddl.Element]) -> tuple[Statement, ...]:
     return tuple(
         Statement(element.sql(), attach_locks(step.table) if isinstance(element, ddl.Attach) else "")
         for element in elements
@@ -90,7 +100,7 @@ def create_next(
     """
     several = steps[:AT_ONCE]
     made = 0
-    if len(several) > 1 and takes_scripts(connection):
+    if len(several) > 1 and takes_scripts(connection) and not any(step.is_renamed for step in several):
         made = _at_once(connection, several, user, _turn_timeout(give_up_at), looked_at)
     if made:
         return [(step, True) for step in several[:made]]
@@ -228,11 +238,11 @@ def _nobody_here(table: ManagedTable) -> str:
 
 
 def _attempt(connection: Connection, step: CreatePartition, user: str | None, turn_timeout_ms: int) -> bool:
-    statements = render(step, user, turn_timeout_ms)
     with connection.begin():
-        for statement in statements[:3]:
+        for statement in _statements(step, _taking_turns(step, turn_timeout_ms)):
             send(connection, statement)
-        # Ours is the turn now: a competitor may just have finished the same partition.
+        # Ours is the turn now: a competitor may just have finished the same partition. Its usual name may be
+        # taken because it had when ours was chosen.
         stands, parent = catalog.standing(connection, step.table.schema, [step.name], step.table.name)
         if parent != step.table.oid:
             raise StepFailed(
@@ -240,9 +250,9 @@ def _attempt(connection: Connection, step: CreatePartition, user: str | None, tu
                 partition=step.name,
                 reason="the table was dropped or replaced meanwhile",
             )
-        if stands and _covered(connection, step):
+        if (stands or step.is_renamed) and _covered(connection, step):
             return False
-        for statement in statements[3:]:
+        for statement in _statements(step, _making(step, user)):
             send(connection, statement)
     return True
 

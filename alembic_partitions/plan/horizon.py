@@ -286,7 +286,8 @@ def _step(
     suffix = window.suffix if lower == window.begin else exact_suffix(lower)
     name = partition_name(table.name, suffix, used)
     used.mine.add(name)
-    return CreatePartition(table, name, lower, upper, reason, distance, made_by)
+    is_renamed = name != partition_name(table.name, suffix)
+    return CreatePartition(table, name, lower, upper, reason, distance, made_by, is_renamed)
 
 
 @dataclass(slots=True)

@@ -220,6 +220,8 @@ class CreatePartition:
     distance: int = 0
     #: What the partition's comment says beside our mark: who made it.
     made_by: str = "ensure"
+    #: Whether its usual name is taken: by another table, or by a competitor who has just made the same.
+    is_renamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from alembic_partitions import executor, maintenance
 from alembic_partitions.errors import StepFailed
 from alembic_partitions.executor import creating
+from alembic_partitions.plan import plan_horizon
 from tests.databases import Database
 from tests.tables import NOW, catalog, declare, listening, partitions, policy, rows, run, scalar
 
@@ -130,6 +131,22 @@ def test_a_competitors_partition_is_not_ours_and_those_around_it_are(seven: Engi
         result = ensure(other)
     ours = [name for number, name in enumerate(DAYS) if number not in (4, 6)]
     assert (list(result.created), result.error) == (ours, None)
+    assert partitions(seven) == DAYS
+
+
+def test_whoever_found_the_usual_names_taken_by_a_competitor_sends_nothing_that_overlaps(
+    seven: Engine,
+) -> None:
+    """He committed after we had read the partitions, and before we asked which names are free."""
+    with seven.connect() as connection:
+        (usual,) = maintenance.plan(connection)
+        late = plan_horizon(usual.plan.table, NOW, DAYS)
+        assert [step.name for step in late.steps] == [f"{name}_2" for name in DAYS]
+        ensure(seven)
+        with listening(seven) as sent:
+            done = executor.create_next(connection, late.steps, user=usual.user)
+    assert done == [(late.steps[0], False)]
+    assert not [statement for statement in sent.statements if "CREATE TABLE" in statement]
     assert partitions(seven) == DAYS
 
 

@@ -867,7 +867,7 @@ def laden(module_database: Database, databases: Databases) -> Iterator[Engine]:
 
 # SET, turn, SET, look, CREATE, COMMENT, RLS, STATISTICS, OWNER, ATTACH, replica identity; and COMMIT.
 KILLS = (
-    *("SET LOCAL", "SELECT pg_advisory_xact_lock", "SET LOCAL", "\nSELECT ARRAY", "CREATE TABLE", "COMMENT"),
+    *("SET LOCAL", "SELECT pg_advisory_xact_lock", "\nSELECT ARRAY", "SET LOCAL", "CREATE TABLE", "COMMENT"),
     *("ALTER TABLE", "ALTER TABLE", "ALTER TABLE", "ALTER TABLE", "DO $", "COMMIT"),
 )
 

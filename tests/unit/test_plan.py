@@ -343,6 +343,7 @@ def test_a_table_that_cannot_be_worked_on_has_its_reason_and_no_step(refusal: Re
 def test_a_taken_name_is_stepped_over() -> None:
     plan = plan_horizon(table(policy(premake=1, lookback=0)), NOW, {"odds_2026_04_05", "odds_2026_04_05_2"})
     assert names(plan) == ["odds_2026_04_05_3", "odds_2026_04_06"]
+    assert [step.is_renamed for step in plan.steps] == [True, False]
 
 
 def test_the_name_of_an_existing_partition_is_taken() -> None:
