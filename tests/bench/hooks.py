@@ -1,6 +1,7 @@
 """The insert hook taken apart: switched off for the other side of a ratio, or its time measured.
 
-A hook listens to the class of all sessions, so the side without one would meet it too.
+A hook listens to the class of all sessions, so the side without one would meet it too. What listens to an
+engine is left as it is, but where its time is measured: to stand between takes as long as it does.
 """
 
 from __future__ import annotations
@@ -13,14 +14,18 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 
 class Hooks:
-    """All listeners that `keep()` installs while this is installed itself."""
+    """Listeners that `keep()` installs while this is installed itself.
 
-    def __init__(self) -> None:
-        self.on = True
-        self.timed = False
+    :param timed: count the seconds and the calls of all of them.
+    """
+
+    def __init__(self, timed: bool = False) -> None:
+        self.on = False
+        self.timed = timed
         self.seconds = 0.0
         self.calls = 0
 
@@ -32,19 +37,19 @@ class Hooks:
         def listen_through(
             target: Any, name: str, listener: Callable[..., Any], *rest: Any, **kw: Any
         ) -> None:
-            listen(target, name, self._through(listener, "retval" in kw), *rest, **kw)
+            if self.timed or target is Session:
+                listener = self._through(listener)
+            listen(target, name, listener, *rest, **kw)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(event, "listen", listen_through)
             yield
 
-    def _through(self, listener: Callable[..., Any], answers: bool) -> Callable[..., Any]:
+    def _through(self, listener: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(listener)
         def called(*args: Any) -> Any:
-            if not self.on:  # what is to be sent, where a listener may change it
-                return args[2:4] if answers else None
-            if not self.timed:
-                return listener(*args)
+            if not self.on:
+                return None if isinstance(args[0], Session) else listener(*args)
             begun = time.perf_counter()
             try:
                 return listener(*args)
@@ -55,18 +60,10 @@ class Hooks:
         return called
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        self.on = False
+    def at_work(self) -> Iterator[None]:
+        """Have them listen to sessions, and count from nought on."""
+        self.seconds, self.calls, self.on = 0.0, 0, True
         try:
             yield
         finally:
-            self.on = True
-
-    @contextmanager
-    def timing(self) -> Iterator[None]:
-        """Count seconds and calls from nought on."""
-        self.seconds, self.calls, self.timed = 0.0, 0, True
-        try:
-            yield
-        finally:
-            self.timed = False
+            self.on = False

@@ -81,7 +81,7 @@ WAYS: dict[str, Insert] = {
     "ORM bulk": bulk,
     "Core executemany": executemany,
 }
-WITHOUT, WITH = "without", "with"
+WITHOUT, WITH, TIMED = "without", "with", "timed"
 
 
 def readings(rows: int) -> list[dict[str, Any]]:
@@ -90,23 +90,22 @@ def readings(rows: int) -> list[dict[str, Any]]:
 
 
 class Both:
-    """Two applications on one database: one with `keep()`, one without."""
+    """Applications on one database: one with `keep()`, one without, and one whose hook's time is measured."""
 
     def __init__(self, stack: ExitStack, database: Database, driver: str) -> None:
-        self.hooks = Hooks()
-        plain = stack.enter_context(running(database, driver, kept=False))
-        with self.hooks.installing():
-            kept = stack.enter_context(running(database, driver, on_error="raise"))
-        self._apps: dict[str, App] = {WITHOUT: plain, WITH: kept}
+        self._hooks = {WITHOUT: Hooks(), WITH: Hooks(), TIMED: Hooks(timed=True)}
+        self._apps: dict[str, App] = {}
+        for name, hooks in self._hooks.items():
+            with hooks.installing():
+                kept = {"kept": False} if name == WITHOUT else {"on_error": "raise"}
+                self._apps[name] = stack.enter_context(running(database, driver, **kept))
         for app in self._apps.values():  # connect, and learn what is covered
             app.connection(lambda connection: connection.execute(sa.text("SELECT 1")))
 
     def insert(self, way: Insert, data: list[dict[str, Any]], name: str, into: Side) -> None:
         app = self._apps[name]
-        self.hooks.on = name == WITH
-        with into.measured():
+        with self._hooks[name].at_work(), into.measured():
             app.connection(lambda connection: way(connection, data))
-        self.hooks.on = False
         assert app.connection(emptied) == len(data)
 
     def turns(self, way: Insert, data: list[dict[str, Any]], rounds: int) -> tuple[Side, Side]:
@@ -120,12 +119,11 @@ class Both:
 
     def inside(self, way: Insert, data: list[dict[str, Any]], rounds: int) -> float:
         """Return the seconds spent in the hook: the best of some rounds."""
-        seconds = []
+        seconds, hooks = [], self._hooks[TIMED]
         for _ in range(rounds):
-            with self.hooks.timing():
-                self.insert(way, data, WITH, Side())
-            assert self.hooks.calls > 0
-            seconds.append(self.hooks.seconds)
+            self.insert(way, data, TIMED, Side())
+            assert hooks.calls > 0
+            seconds.append(hooks.seconds)
         return min(seconds)
 
 
