@@ -124,6 +124,10 @@ class Project:
         """Start `alembic-partitions` with these arguments."""
         return self._popen("alembic_partitions", *arguments, env=env)
 
+    def start_alembic(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+        """Start plain `alembic`."""
+        return self._popen("alembic.config", *arguments, env=env)
+
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> Outcome:
         """Run `alembic-partitions` with these arguments."""
         return self._run("alembic_partitions", *arguments, env=env)

@@ -21,7 +21,7 @@ from alembic_partitions import PartitionPolicy
 from tests.bench.measure import Row, Side, in_turns, setting, show
 from tests.bench.record import RECORD
 from tests.databases import Databases
-from tests.projects import Project
+from tests.projects import Project, finish
 
 ROUNDS = setting("BENCH_ROUNDS", 9, quick=2)
 PLAIN_TABLES = 30
@@ -106,7 +106,7 @@ def project(folder: Path, engine: Engine) -> Project:
 
 def by_command(made: Project, into: Side) -> None:
     with into.measured():
-        made.alembic("check").succeeded()
+        finish(made.start_alembic("check")).succeeded()
 
 
 def test_autogenerate(databases: Databases, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.bench.record import RECORD
 from tests.databases import ALL_DRIVERS, Database, Databases
 
 ROWS = setting("BENCH_ROWS", 20_000, quick=300)
-ROUNDS = setting("BENCH_INSERT_ROUNDS", 24, quick=2)
+ROUNDS = setting("BENCH_INSERT_ROUNDS", 16, quick=2)
 SLOW_ROUNDS = setting("BENCH_SLOW_ROUNDS", 4, quick=1)
 INSIDE_ROUNDS = setting("BENCH_INSIDE_ROUNDS", 8, quick=1)
 BUDGET, SHARE = 1.02, 0.02
