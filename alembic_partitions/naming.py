@@ -35,6 +35,16 @@ def check_text(field: str, value: str | None) -> None:
         )
 
 
+def check_name(field: str, value: str | None) -> None:
+    """Refuse what is no name of a table, a column or an index.
+
+    :raises PolicyError: it is empty, or as :func:`check_text` has it.
+    """
+    if value == "":
+        raise PolicyError(field=field, problem="'' is no name", remedy="Give it one.")
+    check_text(field, value)
+
+
 def partition_name(table: str, suffix: str, taken: Container[str] = ()) -> str:
     """Name the partition of ``table`` for the window called ``suffix``.
 

@@ -19,7 +19,7 @@ from sqlalchemy.sql.compiler import IdentifierPreparer
 from sqlalchemy.util import immutabledict
 
 from .errors import PolicyError
-from .naming import check_text, fits, is_text
+from .naming import check_name, check_text, fits, is_text
 from .periods import INTERVALS, WEEKDAYS, Grid, Interval, KeyType, Period, changes_clocks
 
 OnExpiry: TypeAlias = Literal["detach", "drop", "archive"]
@@ -255,9 +255,9 @@ class PartitionPolicy(SchemaItem):
         """
         name = table.fullname
         check_text("schema", table.schema)
-        check_text("table", table.name)
+        check_name("table", table.name)
         for any_column in table.columns:
-            check_text("column", any_column.name)
+            check_name("column", any_column.name)
         if not fits(table.name):
             raise PolicyError(
                 field="key",

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, false, func, select
 
 from alembic_partitions import maintenance
 from alembic_partitions.declare import Door
-from alembic_partitions.naming import check_text
+from alembic_partitions.naming import check_name, check_text
 from alembic_partitions.sessions import in_autocommit, side_connection
 
 _CARRIED = ("search_path", "role")
@@ -25,7 +25,7 @@ def door_of(operations: Operations, schema: str | None = None, *names: str | Non
     """
     check_text("schema", schema)
     for name in names:
-        check_text("name", name)
+        check_name("name", name)
     migration = operations.migration_context
     return Door(
         execute=operations.execute,

@@ -44,6 +44,17 @@ VERBS: dict[str, Callable[[Any, str, str | None], object]] = {
 }
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_empty_name_is_refused_by_each_operation(verb: str) -> None:
+    buffer = io.StringIO()
+    op = Operations(
+        MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True, "output_buffer": buffer})
+    )
+    with pytest.raises(PolicyError, match="'' is no name"):
+        VERBS[verb](op, "", None)
+    assert buffer.getvalue() == ""
+
+
 @HOPELESS
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_name_that_is_no_text_is_refused_by_each_operation(verb: str, name: str) -> None:
