@@ -262,12 +262,21 @@ def test_the_end_of_the_process_waits_for_the_step_and_leaves_the_rest(
     engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     declare(engine, "odds", policy())
+    real = executor.creating.create_partition
+
+    def slowly(*args: Any, **options: Any) -> bool:
+        time.sleep(0.02)  # or it could be over between two looks at it
+        return real(*args, **options)
+
+    monkeypatch.setattr(executor.creating, "AT_ONCE", 1)
+    monkeypatch.setattr(executor.creating, "create_partition", slowly)
     for driver in ("psycopg2", "asyncpg"):
         before = len(partitions(engine))
         with mounted(engine_for(database, driver)) as site:
             accepted = site.post("create", {"table": "odds", "count": 50, "dryRun": False})
-            while not site.get(accepted.headers["Location"]).json()["progress"]:
-                pass
+            give_up_at = time.monotonic() + 60
+            while not (job := site.get(accepted.headers["Location"]).json())["progress"]:
+                assert (job["status"], time.monotonic() < give_up_at) == ("running", True), job
         assert before < len(partitions(engine)) < 53
         names = scalar(engine, "SELECT count(*) FROM pg_class WHERE relname LIKE 'odds_2%' AND relkind = 'r'")
         assert names == len(partitions(engine))
@@ -429,8 +438,10 @@ def test_a_check_that_hangs_is_failed_and_piles_nothing_up(
         assert begun.count("sync") == 2, "in the end it is asked anew"
         assert site.get("/healthz").status_code == 200
         go.set()
-        while site.get("/readyz").json()["checks"]["sync"] == "failed":
-            pass
+        give_up_at = time.monotonic() + 60
+        while (ready := site.get("/readyz").json())["checks"]["sync"] == "failed":
+            assert time.monotonic() < give_up_at, ready
+            time.sleep(0.01)
 
 
 def test_a_database_that_does_not_answer_holds_nobody_up(
