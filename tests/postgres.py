@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -222,8 +223,19 @@ class Server:
     def kill(self) -> None:
         """End the server as a power cut does: no shutdown, connections die, `start` recovers."""
         if self._postmaster is not None:
+            # A backend that is busy notices the end of the postmaster late, and goes on until then.
+            self._postmaster.send_signal(signal.SIGSTOP)
+            for child in self._children(self._postmaster.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(child, signal.SIGKILL)
             self._postmaster.kill()
         self._reap()
+
+    @staticmethod
+    def _children(pid: int) -> list[int]:
+        """Return the processes that one has started, where the system tells."""
+        told = Path(f"/proc/{pid}/task/{pid}/children")
+        return [int(child) for child in told.read_text().split()] if told.exists() else []
 
     def close(self) -> None:
         if self._watchdog is None:
