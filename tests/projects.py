@@ -166,5 +166,5 @@ def _environment(given: Mapping[str, str] | None) -> dict[str, str]:
 
 def finish(process: subprocess.Popen[str]) -> Outcome:
     """Wait for the end of a command."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=warm.SECONDS)
     return Outcome(process.returncode, out, err)

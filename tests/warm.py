@@ -12,6 +12,8 @@ import gc
 import importlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,9 @@ from pathlib import Path
 
 MAIN = {"alembic.config": "alembic.config", "alembic_partitions": "alembic_partitions.cli"}
 """Where the programs are that `python -m` runs."""
+
+SECONDS = 60
+"""How long a command may take."""
 
 # All that a command would import: what the program itself imports late, the drivers, and what Alembic loads.
 LOADED = (
@@ -48,6 +53,10 @@ def run(
     with tempfile.TemporaryDirectory() as told:
         process.stdin.write(json.dumps([module, arguments, str(folder), environment, told]) + "\n")
         process.stdin.flush()
+        if not select.select([process.stdout], [], [], SECONDS)[0]:
+            os.killpg(process.pid, signal.SIGKILL)
+            _process.cache_clear()
+            raise subprocess.TimeoutExpired([module, *arguments], SECONDS)
         code = int(process.stdout.readline())
         return code, Path(told, "1").read_text(), Path(told, "2").read_text()
 
@@ -55,7 +64,11 @@ def run(
 @functools.cache
 def _process() -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", __name__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     atexit.register(process.communicate)
     return process
