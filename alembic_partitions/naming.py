@@ -36,7 +36,7 @@ def check_text(field: str, value: str | None) -> None:
 
 
 def check_name(field: str, value: str | None) -> None:
-    """Refuse what is no name of a table, a column or an index.
+    """Refuse what is no name of a table or an index.
 
     :raises PolicyError: it is empty, or as :func:`check_text` has it.
     """

@@ -257,7 +257,7 @@ class PartitionPolicy(SchemaItem):
         check_text("schema", table.schema)
         check_name("table", table.name)
         for any_column in table.columns:
-            check_name("column", any_column.name)
+            check_text("column", any_column.name)
         if not fits(table.name):
             raise PolicyError(
                 field="key",

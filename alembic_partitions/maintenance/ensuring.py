@@ -51,7 +51,7 @@ class Work:
     created: list[str] = field(default_factory=list)
     missing: list[CreatePartition] = field(default_factory=list)
     error: str | None = None
-    #: ``time.monotonic()`` when it was planned: what names are free.
+    #: ``time.monotonic()`` when it was planned, and its names were free.
     planned_at: float = field(default_factory=time.monotonic)
 
 
@@ -161,10 +161,12 @@ def _make_all(
 ) -> None:
     # Every table's current and next window before any table's far horizon: time may run out, or one of these
     # begin while we wait for the locks of another table. With hours to go, all of a table go along.
-    hurry = give_up_at is not None or any(_begins_soon(s, now) for work in works for s in work.plan.steps)
-    for near in (True, False):
+    hurry = give_up_at is not None or any(
+        _begins_soon(step, now) for work in works for step in work.plan.steps if step.distance <= 1
+    )
+    for first in (True, False):
         todo = [
-            (w, [s for s in w.plan.steps if (hurry and s.distance <= 1) is near])
+            (w, [s for s in w.plan.steps if (hurry and s.distance <= 1) is first])
             for w in works
             if not w.error
         ]
@@ -219,11 +221,10 @@ def _plans_of_whole(connection: Connection, tables: Sequence[ManagedTable], now:
         schema: catalog.names_in_use(connection, schema, names) for schema, names in needed.items() if names
     }
     for found in plans:
-        names = {step.name for step in found.steps}
-        fits = not any(map(is_off_grid, found.findings)) and names.isdisjoint(
-            taken.get(found.table.schema, ())
-        )
-        yield found if fits else _plan(connection, found.table, now)
+        used = taken.get(found.table.schema, set())
+        free = used.isdisjoint(step.name for step in found.steps)
+        as_is = free and not any(map(is_off_grid, found.findings))
+        yield found if as_is else _plan(connection, found.table, now)
 
 
 def snapshot_of(

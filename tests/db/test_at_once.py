@@ -71,6 +71,40 @@ def test_the_present_is_one_message_and_all_that_follows_another(
     assert len(xmins) == len(DAYS)
 
 
+@pytest.mark.parametrize(
+    ("at", "counts"),
+    [("2026-04-05T13:37:11+12:00", [6]), ("2026-04-05T23:37:11+12:00", [1, 5])],
+    ids=["hours to go", "tomorrow begins soon"],
+)
+def test_the_next_window_comes_first_only_where_it_begins_soon(
+    seven: Engine, monkeypatch: pytest.MonkeyPatch, at: str, counts: list[int]
+) -> None:
+    monkeypatch.setenv("ALEMBIC_PARTITIONS_NOW", at)
+    ensure(seven)
+    run(seven, *(f"DROP TABLE {name}" for name in DAYS[1:]))
+    with listening(seven) as sent:
+        assert list(ensure(seven).created) == DAYS[1:]
+    assert len([text for text in sent.statements if text.endswith("COMMIT;\n") or "\nATTACH" in text]) >= 1
+    made = [statement.count("CREATE TABLE") for statement in sent.statements if "CREATE TABLE" in statement]
+    assert made == counts
+
+
+def test_names_are_asked_for_once_whatever_the_number_of_tables(engine: Engine) -> None:
+    for name in ("odds", "runs", "bets"):
+        declare(engine, name, policy(premake=6, lookback=0))
+    run(engine, *(f"DROP TABLE {name}_2026_04_08" for name in ("odds", "runs", "bets")))
+    run(engine, "CREATE TYPE runs_2026_04_08 AS ENUM ()")
+    with listening(engine) as sent, engine.connect() as connection:
+        report = maintenance.ensure(connection)
+    assert [result.created for result in report.results] == [
+        ("bets_2026_04_08",),
+        ("odds_2026_04_08",),
+        ("runs_2026_04_08_2",),
+    ]
+    asked = [statement for statement in sent.statements if "FROM pg_type t" in statement]
+    assert len(asked) == 1 + 2, "once for all, and until one is free for the table whose name is taken"
+
+
 def test_asyncpg_which_prepares_each_statement_gets_them_one_by_one(
     seven: Engine, database: Database
 ) -> None:

@@ -44,14 +44,18 @@ VERBS: dict[str, Callable[[Any, str, str | None], object]] = {
 }
 
 
-@pytest.mark.parametrize("verb", VERBS)
+def unnamed_index(op: Any, name: str, schema: str | None) -> object:
+    return op.create_partitioned_index(name, "odds", ["at"], schema=schema)
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "an index"])
 def test_an_empty_name_is_refused_by_each_operation(verb: str) -> None:
     buffer = io.StringIO()
     op = Operations(
         MigrationContext.configure(dialect_name="postgresql", opts={"as_sql": True, "output_buffer": buffer})
     )
     with pytest.raises(PolicyError, match="'' is no name"):
-        VERBS[verb](op, "", None)
+        VERBS.get(verb, unnamed_index)(op, "", None)
     assert buffer.getvalue() == ""
 
 
