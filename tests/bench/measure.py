@@ -124,9 +124,10 @@ class Row:
     def spread(self) -> float:
         return spread(self._pairs)
 
-    def judged(self, budget: str) -> Row:
-        """Hold the ratio against the budget."""
-        RECORD.judge(budget, self.median, self.budget, "x", spread=self.spread, best=self.best)
+    def judged(self, budget: str, *, by_best: bool = False) -> Row:
+        """Hold the ratio, the median or the best, against the budget."""
+        figure = self.best if by_best else self.median
+        RECORD.judge(budget, figure, self.budget, "x", spread=self.spread, best=self.best)
         return self
 
     def figures(self) -> Figures:

@@ -1,8 +1,9 @@
 """Budget: 20,000 rows whose keys are covered cost at most 1.02 times the same without the hook.
 
-Whole runs vary by ten per cent on shared machines, and the best of each side still by six; the median of many
-pairs, one run after the other, is what stays the same from one bench to the next. The time spent inside the
-hook is measured by itself as well, in rounds of their own, as a share of the best run without it.
+Whole runs vary by ten per cent on shared machines, so the best of many is taken; beside it the median of the
+pairs, one run after the other, which stays the same from one bench to the next, where the best moves by six per
+cent. The time spent inside the hook is measured by itself as well, in rounds of their own, as a share of the
+best run without it.
 """
 
 from __future__ import annotations
@@ -170,9 +171,11 @@ def test_rows_inside_coverage(
 
 def judge(title: str, found: list[tuple[Row, float]]) -> None:
     """Tell the worst of the drivers."""
-    row, _ = max(found, key=lambda pair: pair[0].median)
+    row, _ = max(found, key=lambda pair: pair[0].best)
     what = f"insert hook, {ROWS:,} rows, {title}"
-    row.judged(f"{what}: whole run (worst driver: {row.what.split(':')[0]})")
+    row.judged(f"{what}: whole run, the best of many (worst driver: {row.what.split(':')[0]})", by_best=True)
+    row, _ = max(found, key=lambda pair: pair[0].median)
+    row.judged(f"the same: the median of the pairs (worst driver: {row.what.split(':')[0]})")
     row, share = max(found, key=lambda pair: pair[1])
     driver = row.what.split(":")[0]
     RECORD.judge(f"the same: share spent in the hook (worst driver: {driver})", share, SHARE, "%")
