@@ -1,7 +1,7 @@
 """Budget: 20,000 rows whose keys are covered cost at most 1.02 times the same without the hook.
 
 Whole runs vary by ten per cent on shared machines, so the best of many is taken; beside it the median of the
-pairs, one run after the other, which stays the same from one bench to the next, where the best moves by six per
+pairs, one run after the other: it stays the same from one bench to the next, where the best moves by six per
 cent. The time spent inside the hook is measured by itself as well, in rounds of their own, as a share of the
 best run without it.
 """
